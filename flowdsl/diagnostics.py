@@ -1,0 +1,147 @@
+"""What a user is told: places in a source text, and errors that name place, cause and remedy.
+
+Every error that a user can cause, in a spec or at the command line, is a `Diagnostic`; it travels as a
+`DiagnosticError` and is shown with `render`. A Python traceback is a bug in flowdsl.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text that was read, and the name under which a user knows it (a path, or `<text>`)."""
+
+    name: str
+    text: str = field(repr=False)
+
+    def line(self, number: int) -> str:
+        """The line with this number, counted from 1, without its end of line."""
+        lines = self.text.split("\n")
+        return lines[number - 1].rstrip("\r") if 0 < number <= len(lines) else ""
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column of a character offset, both counted from 1."""
+        before = self.text[:offset]
+        return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range of characters, `source.text[start:end]`."""
+
+    source: Source = field(repr=False)
+    start: int
+    end: int
+
+    @property
+    def line(self) -> int:
+        return self.source.place(self.start)[0]
+
+    @property
+    def column(self) -> int:
+        return self.source.place(self.start)[1]
+
+    @property
+    def text(self) -> str:
+        return self.source.text[self.start : self.end]
+
+    def to(self, other: Span) -> Span:
+        """The smallest span that holds both."""
+        return Span(self.source, min(self.start, other.start), max(self.end, other.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One message: what is wrong, where, what was found and required, what is left over, one hint.
+
+    `code` is the name of the stage or check that speaks (`syntax`, `identity`, …). `facts` are
+    aligned rows such as `("left over", "2 * (t - r) * d/dt[u(z, t, r)]")`.
+    """
+
+    code: str
+    message: str
+    span: Span | None = None
+    label: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    hint: str = ""
+    severity: Severity = "error"
+
+    def as_dict(self) -> dict[str, object]:
+        """The message as plain data, for `--json`."""
+        place = None
+        if self.span is not None:
+            end_line, end_column = self.span.source.place(self.span.end)
+            place = {
+                "file": self.span.source.name,
+                "line": self.span.line,
+                "column": self.span.column,
+                "end_line": end_line,
+                "end_column": end_column,
+            }
+        return {
+            "severity": self.severity,
+            "code": self.code,
+            "message": self.message,
+            "place": place,
+            "label": self.label,
+            "facts": dict(self.facts),
+            "hint": self.hint,
+        }
+
+
+class DiagnosticError(Exception):
+    """Carries the diagnostics of a stage that cannot go on."""
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = diagnostics
+        super().__init__("\n".join(render(d) for d in diagnostics))
+
+
+def fail(
+    code: str,
+    message: str,
+    span: Span | None = None,
+    *,
+    label: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+    hint: str = "",
+) -> DiagnosticError:
+    """A `DiagnosticError` with one diagnostic, to be raised where it is made."""
+    return DiagnosticError(Diagnostic(code, message, span, label, tuple(facts), hint))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean "x"?`, or the empty string when nothing known is close to `name`."""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else ""
+
+
+def render(diagnostic: Diagnostic) -> str:
+    """The message as text: headline, source line with a caret, aligned facts, hint."""
+    lines = [f"{diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}"]
+    span = diagnostic.span
+    if span is not None:
+        number, column = span.line, span.column
+        text = span.source.line(number)
+        shown = text.expandtabs(1)
+        width = max(1, min(span.end - span.start, len(shown) - column + 1))
+        gutter = " " * len(str(number))
+        lines.append(f"{gutter} --> {span.source.name}:{number}:{column}")
+        lines.append(f"{number} | {shown}")
+        caret = " " * (column - 1) + "^" * width
+        lines.append(f"{gutter} | {caret}{' ' + diagnostic.label if diagnostic.label else ''}")
+    rows = [*diagnostic.facts, *([("hint", diagnostic.hint)] if diagnostic.hint else [])]
+    if rows:
+        wide = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            first, *rest = value.split("\n")
+            lines.append(f"  {name.ljust(wide)}  {first}")
+            lines.extend(f"  {' ' * wide}  {line}" for line in rest)
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""What a compiled objective tells the runtime about itself: plain data, nothing of the compiler.
+
+The trainer, the sampler and the bundled network read these records; none of them knows any objective by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ArgumentKind = Literal["state", "time", "scalar", "label", "features"]
+
+#: The label of no class, as it is passed to a network.
+NULL_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a network, by the name it has in the spec."""
+
+    name: str
+    kind: ArgumentKind
+
+
+@dataclass(frozen=True)
+class NetworkSignature:
+    """How a network role is called: `role(*arguments, **conditions)`, and what it returns.
+
+    One head: it returns a tensor. Several: a tuple in this order. `state` heads have the shape of the data, `scalar`
+    heads the shape `(batch,)`. `line` is the line of the spec, for messages.
+    """
+
+    name: str
+    arguments: tuple[Argument, ...]
+    conditions: tuple[Argument, ...] = ()
+    heads: tuple[Argument, ...] = ()
+    frozen: bool = False
+    average_of: str | None = None
+    decay: float | None = None
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A scalar that networks see beside state and time, with its value when sampling."""
+
+    name: str
+    default: float
+
+
+@dataclass(frozen=True)
+class ObjectiveSignature:
+    """One compiled objective, as the runtime sees it.
+
+    `sampler` is "map" when the objective learns jumps between two times, and "velocity" when it learns a velocity,
+    which is integrated. `data_time` and `noise_time` are the ends of the path.
+    """
+
+    name: str
+    title: str
+    networks: tuple[NetworkSignature, ...]
+    terms: tuple[str, ...]
+    draws: tuple[str, ...]
+    data_time: float = 0.0
+    noise_time: float = 1.0
+    sampler: Literal["map", "velocity"] = "map"
+    conditions: tuple[Condition, ...] = ()
+    constants: dict[str, float] = field(default_factory=dict)
+    #: For a map with a fixed end (consistency models): the only end it can jump to, else None.
+    fixed_end: float | None = None
+
+    def network(self, name: str) -> NetworkSignature:
+        return next(n for n in self.networks if n.name == name)
+
+    @property
+    def learned(self) -> tuple[NetworkSignature, ...]:
+        """The networks whose parameters are trained."""
+        return tuple(n for n in self.networks if not n.frozen and n.average_of is None)
