@@ -1,7 +1,7 @@
 """What a user is told: places in a source text, and errors that name place, cause and remedy.
 
-Every error that a user can cause, in a spec or at the command line, is a `Diagnostic`; it travels as a
-`DiagnosticError` and is shown with `render`. A Python traceback is a bug in flowdsl.
+Every error that a user can cause, in a spec or at the command line, is a `Diagnostic`; it travels
+as a `DiagnosticError` and is shown with `render`. A Python traceback is a bug in flowdsl.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a compiled objective tells the runtime about itself: plain data, nothing of the compiler.
 
-The trainer, the sampler and the bundled network read these records; none of them knows any objective by name.
+The trainer, the sampler and the bundled network read these records; none of them knows any
+objective by name.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Argument:
 class NetworkSignature:
     """How a network role is called: `role(*arguments, **conditions)`, and what it returns.
 
-    One head: it returns a tensor. Several: a tuple in this order. `state` heads have the shape of the data, `scalar`
-    heads the shape `(batch,)`. `line` is the line of the spec, for messages.
+    One head: it returns a tensor. Several: a tuple in this order. `state` heads have the shape of
+    the data, `scalar` heads the shape `(batch,)`. `line` is the line of the spec, for messages.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Condition:
 class ObjectiveSignature:
     """One compiled objective, as the runtime sees it.
 
-    `sampler` is "map" when the objective learns jumps between two times, and "velocity" when it learns a velocity,
-    which is integrated. `data_time` and `noise_time` are the ends of the path.
+    `sampler` is "map" when the objective learns jumps between two times, and "velocity" when it
+    learns a velocity, which is integrated. `data_time` and `noise_time` are the ends of the path.
     """
 
     name: str

@@ -1,11 +1,11 @@
 """The core language: what every spec means once its names are resolved.
 
-A handful of frozen nodes. The proof reads these trees, and the compiler lowers these very trees; there is no
-second representation of an objective anywhere. Nothing simplifies on construction, and equality is structural
-(spans do not count), so two equal trees are the same computation.
+A handful of frozen nodes. The proof reads these trees, and the compiler lowers these very trees;
+there is no second representation of an objective anywhere. Nothing simplifies on construction, and
+equality is structural (spans do not count), so two equal trees are the same computation.
 
-Derivatives `d/dX[…]` do not appear: resolution has carried them down to the networks, where they stand as the
-`directions` of an `Evaluate` (see `differentiate.py`).
+Derivatives `d/dX[…]` do not appear: resolution has carried them down to the networks, where they
+stand as the `directions` of an `Evaluate` (see `differentiate.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
 from fractions import Fraction
+from functools import cache, cached_property
 
 from flowdsl.diagnostics import Span
 
@@ -37,35 +38,67 @@ class Level(IntEnum):
     ROW = 2  # one value per sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expr:
-    """A node; `span` is the text it came from, for messages, and is no part of its identity."""
+    """A node; `span` is the text it came from, for messages, and is no part of its identity.
+
+    Hash and size are computed once per node: trees share subtrees, and walking them as trees would
+    take time exponential in their depth.
+    """
 
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        return (type(self), *(getattr(self, name) for name in _compared(type(self))))  # type: ignore[arg-type]
 
-@dataclass(frozen=True)
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
+
+    @cached_property
+    def size(self) -> int:
+        """The number of nodes, counted as a tree."""
+        return 1 + sum(child.size for child in children(self))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Expr):
+            return NotImplemented
+        return self._hash == other._hash and self._key == other._key
+
+
+@cache
+def _compared(cls: type[object]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.compare)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
 class Number(Expr):
     """An exact number; decimals in a spec are read exactly (0.1 is 1/10)."""
 
     value: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constant(Expr):
     """A name bound under `constants`; its value is `objective.constants[name]`."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training(Expr):
     """`progress` (0 to 1), `step` or `steps`: where training stands. Level STEP."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draw(Expr):
     """One named random quantity; a key of `draws`."""
 
@@ -74,34 +107,37 @@ class Draw(Expr):
     level: Level
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Given(Expr):
     """What a caller supplies: `data` and `noise` (states), `label` (a label).
 
-    `noise` is standard normal and is one of the `draws`; `data` and `label` are arguments of the loss.
+    `noise` is standard normal and is one of the `draws`; `data` and `label` are arguments of the
+    loss.
     """
 
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Null(Expr):
     """The label of no class."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Formal(Expr):
-    """A parameter in the body of a map (`z`, `t`, `r` in `map z(t) -> z(r) = …`) or a path (`t`)."""
+    """A parameter in the body of a map (`z`, `t`, `r` in `map z(t) -> z(r) = …`) or a path
+    (`t`)."""
 
     name: str
     kind: Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PathState(Expr):
     """A point of a path at a time: `z(t)`. `data` and `noise` are its ends, usually `Given`.
 
-    It means `objective.paths[path].body` with the formal time and ends replaced (see `expand_path`).
+    It means `objective.paths[path].body` with the formal time and ends replaced (see
+    `expand_path`).
     """
 
     path: str
@@ -110,7 +146,7 @@ class PathState(Expr):
     noise: Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PathVelocity(Expr):
     """The conditional velocity d/dt of a path state at fixed ends: random, given the state."""
 
@@ -120,7 +156,7 @@ class PathVelocity(Expr):
     noise: Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Apply(Expr):
     """An operation of `operations.py` applied to arguments; `select(c, a, b)` is `a` where `c`."""
 
@@ -131,13 +167,14 @@ class Apply(Expr):
 Direction = tuple[Expr | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluate(Expr):
     """A network's head at arguments, or its directional derivative there.
 
-    `args` are in the order of the network's declaration; `conditions` are sorted by name. `directions` holds k
-    tangents, each with one entry per argument (None is zero): the value is the k-th derivative of the head at
-    `args`, applied to those k directions; k = 0 is the plain value. Conditions never carry a tangent.
+    `args` are in the order of the network's declaration; `conditions` are sorted by name.
+    `directions` holds k tangents, each with one entry per argument (None is zero): the value is
+    the k-th derivative of the head at `args`, applied to those k directions; k = 0 is the plain
+    value. Conditions never carry a tangent.
     """
 
     network: str
@@ -147,7 +184,7 @@ class Evaluate(Expr):
     directions: tuple[Direction, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stop(Expr):
     """The value of `body`, through which no gradient flows."""
 
@@ -162,7 +199,9 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         case Apply(_, args):
             return args
         case Evaluate(_, _, args, conditions, directions):
-            tangents = [entry for direction in directions for entry in direction if entry is not None]
+            tangents = [
+                entry for direction in directions for entry in direction if entry is not None
+            ]
             return (*args, *(value for _, value in conditions), *tangents)
         case Stop(body):
             return (body,)
@@ -170,7 +209,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
 
 
 def rebuild(expr: Expr, change: Callable[[Expr], Expr]) -> Expr:
-    """The same node with `change` applied to each direct subexpression (itself when nothing changes)."""
+    """The node with `change` applied to each direct subexpression; itself when nothing changes."""
     match expr:
         case PathState() | PathVelocity():
             new: dict[str, object] = {
@@ -263,7 +302,7 @@ def assume(expr: Expr, facts: dict[Expr, bool]) -> Expr:
 
 
 def conditions_of(expr: Expr) -> list[Expr]:
-    """The atomic conditions (draws and comparisons) that decide selections inside, in order of appearance."""
+    """The draws and comparisons that decide selections inside, in order of appearance."""
     found: dict[Expr, None] = {}
     for node in walk(expr):
         if isinstance(node, Apply) and node.op == "select":
@@ -309,8 +348,3 @@ def div(a: Expr, b: Expr) -> Apply:
 
 def select(condition: Expr, yes: Expr, no: Expr) -> Apply:
     return Apply("select", (condition, yes, no))
-
-
-def same_structure_fields(expr: Expr) -> tuple[str, ...]:
-    """The fields that make up a node's identity, for printers and serialisers."""
-    return tuple(f.name for f in fields(expr) if f.compare)

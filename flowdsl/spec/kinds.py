@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
 from flowdsl.spec.core import (
     Apply,
@@ -21,16 +22,26 @@ from flowdsl.spec.core import (
     Stop,
     Training,
     children,
+    walk,
 )
 from flowdsl.spec.operations import OPERATIONS
 
-if TYPE_CHECKING:
-    from flowdsl.spec.objective import Objective
+
+class HasHeads(Protocol):
+    @property
+    def heads(self) -> tuple[tuple[str, Kind], ...]: ...
 
 
-def kind_of(expr: Expr, objective: Objective) -> Kind:
-    """The kind of a well-kinded expression."""
-    match expr:
+def kind_of(expr: Expr, networks: Mapping[str, HasHeads]) -> Kind:
+    """The kind of a well-kinded expression; `networks` says what its networks return."""
+    known: dict[Expr, Kind] = {}
+    for node in walk(expr):
+        known[node] = _kind(node, known, networks)
+    return known[expr]
+
+
+def _kind(node: Expr, known: dict[Expr, Kind], networks: Mapping[str, HasHeads]) -> Kind:
+    match node:
         case Number() | Constant() | Training():
             return Kind.SCALAR
         case Draw(_, kind, _) | Formal(_, kind):
@@ -42,9 +53,9 @@ def kind_of(expr: Expr, objective: Objective) -> Kind:
         case PathState() | PathVelocity():
             return Kind.STATE
         case Evaluate(network, head, _, _, _):
-            return dict(objective.networks[network].heads)[head]
+            return dict(networks[network].heads)[head]
         case Stop(body):
-            return kind_of(body, objective)
+            return known[body]
         case Apply(op, args):
             match OPERATIONS[op].shape:
                 case "comparison" | "logic":
@@ -52,17 +63,24 @@ def kind_of(expr: Expr, objective: Objective) -> Kind:
                 case "reduction" | "batch":
                     return Kind.SCALAR
                 case "select":
-                    first, second = (kind_of(a, objective) for a in args[1:])
+                    first, second = known[args[1]], known[args[2]]
                     return first if first is not Kind.TIME else second
                 case _:
-                    kinds = {kind_of(a, objective) for a in args}
+                    kinds = {known[a] for a in args}
                     return Kind.STATE if Kind.STATE in kinds else Kind.SCALAR
-    raise TypeError(f"flowdsl/spec/kinds.py has no rule for {type(expr).__name__}")
+    raise TypeError(f"flowdsl/spec/kinds.py has no rule for {type(node).__name__}")
 
 
 def level_of(expr: Expr) -> Level:
     """How often the value changes: the highest level of what it is made of."""
-    match expr:
+    known: dict[Expr, Level] = {}
+    for node in walk(expr):
+        known[node] = _level(node, known)
+    return known[expr]
+
+
+def _level(node: Expr, known: dict[Expr, Level]) -> Level:
+    match node:
         case Number() | Constant() | Null():
             return Level.CONSTANT
         case Training():
@@ -73,4 +91,4 @@ def level_of(expr: Expr) -> Level:
             return Level.ROW
         case Apply("batch_mean", _):
             return Level.STEP
-    return max((level_of(child) for child in children(expr)), default=Level.CONSTANT)
+    return max((known[child] for child in children(node)), default=Level.CONSTANT)

@@ -9,10 +9,8 @@ from typing import Literal
 from flowdsl.diagnostics import Source, Span
 from flowdsl.spec.core import (
     Draw,
-    Evaluate,
     Expr,
     Formal,
-    Given,
     Kind,
     Level,
     PathState,
@@ -20,6 +18,7 @@ from flowdsl.spec.core import (
     replace_formals,
     transform,
 )
+from flowdsl.spec.kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class DrawDeclaration:
 
 @dataclass(frozen=True)
 class Path:
-    """`z(t) = …`: `body` and `velocity` over `Formal(time)`, `Formal("data")`, `Formal("noise")`."""
+    """`z(t) = …`: `body` and `velocity` over `Formal(time)`, `Formal("data")`,
+    `Formal("noise")`."""
 
     state: str
     time: str
@@ -68,12 +68,15 @@ class Path:
 
 @dataclass(frozen=True)
 class Network:
-    """A network role: arguments in calling order, conditions by keyword, heads in order of return."""
+    """A network role: arguments in calling order, conditions by keyword, heads in order of
+    return."""
 
     name: str
     arguments: tuple[tuple[str, Kind], ...]
     conditions: tuple[str, ...] = ()
-    heads: tuple[tuple[str, Kind], ...] = ()  # one head of the network's own name when it has one output
+    heads: tuple[
+        tuple[str, Kind], ...
+    ] = ()  # one head of the network's own name when it has one output
     frozen: bool = False
     average_of: str | None = None  # an exponential moving average of this network's parameters
     decay: Expr | None = None
@@ -82,7 +85,8 @@ class Network:
 
 @dataclass(frozen=True)
 class FlowMap:
-    """`map z(t) -> z(r) = body`, over the formals `state`, and of `start` and `end` where these are names."""
+    """`map z(t) -> z(r) = body`, over the formals `state`, and of `start` and `end` where these
+    are names."""
 
     name: str  # "map" when the spec gives none
     path: str
@@ -98,7 +102,8 @@ class Term:
     """`match prediction to target` or `minimise prediction`, with the row's loss.
 
     `loss` is a scalar per row; for a matched term it contains `sum_squares` or `mean_squares` of
-    `Apply("sub", (prediction, target))`. The term adds the batch mean of `loss` where `rows` holds and of 0 elsewhere.
+    `Apply("sub", (prediction, target))`. The term adds the batch mean of `loss` where `rows` holds
+    and of 0 elsewhere.
     """
 
     name: str
@@ -191,25 +196,4 @@ class Objective:
 
     def kind(self, expr: Expr) -> Kind:
         """The kind of a core expression of this objective."""
-        from flowdsl.spec.kinds import kind_of
-
-        return kind_of(expr, self)
-
-
-__all__ = [
-    "Claim",
-    "Draw",
-    "DrawDeclaration",
-    "DrawLine",
-    "Evaluate",
-    "FlowMap",
-    "Given",
-    "LawCall",
-    "Moving",
-    "Network",
-    "Objective",
-    "Path",
-    "Player",
-    "Stage",
-    "Term",
-]
+        return kind_of(expr, self.networks)

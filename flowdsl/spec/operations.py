@@ -1,7 +1,8 @@
-"""The operations of the core language, one row each: arity, kinds, and what a differentiation does with them.
+"""The operations of the core language, one row each: arity, kinds, and derivative.
 
-This table is the only list of operations. Its columns are plain data; the emitter's and the oracle's torch
-functions and the calculus's rules are keyed on the same names, and a test holds that every row has all of them.
+This table is the only list of operations. Its columns are plain data; the emitter's and the
+oracle's torch functions and the calculus's rules are keyed on the same names, and a test holds that
+every row has all of them.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ _ROWS = [
     Operation("not", 1, "logic", "not"),
     Operation("true", 0, "logic"),
     Operation("false", 0, "logic"),
-    Operation("select", 3, "select", meaning="the second argument where the first holds, else the third"),
-    Operation("sum_squares", 1, "reduction", meaning="sum over all entries of a sample of x^2"),
-    Operation("mean_squares", 1, "reduction", meaning="mean over all entries of a sample of x^2"),
-    Operation("norm", 1, "reduction", meaning="Euclidean norm over all entries of a sample"),
-    Operation("mean_abs", 1, "reduction", meaning="mean over all entries of a sample of |x|"),
-    Operation("dot", 2, "reduction", meaning="sum over all entries of a sample of x * y"),
-    Operation("batch_mean", 1, "batch", meaning="mean over the batch, detached, one number per step"),
+    Operation("select", 3, "select", meaning="x where c holds, else y"),
+    Operation("sum_squares", 1, "reduction", meaning="sum of x^2 over a sample's entries"),
+    Operation("mean_squares", 1, "reduction", meaning="mean of x^2 over a sample's entries"),
+    Operation("norm", 1, "reduction", meaning="Euclidean norm of a sample"),
+    Operation("mean_abs", 1, "reduction", meaning="mean of |x| over a sample's entries"),
+    Operation("dot", 2, "reduction", meaning="sum of x * y over a sample's entries"),
+    Operation("batch_mean", 1, "batch", meaning="mean over the batch, detached"),
 ]  # fmt: skip
 
 OPERATIONS: dict[str, Operation] = {row.name: row for row in _ROWS}
