@@ -1,0 +1,302 @@
+"""Certificates: a right loss, evaluated where the answer is known, has no mean gradient.
+
+Data come from a Gaussian mixture, networks from its exact flow map, and the gradient is taken in a
+few random directions in which the networks could move. It says nothing about why an objective is
+right; it is independent of every symbolic step, and sees the code that will run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flowdsl.exact.field import MixtureField
+from flowdsl.exact.networks import ExactNetwork, Truth
+from flowdsl.runtime.contract import NetworkSignature, ObjectiveSignature
+
+
+class LossLike(Protocol):
+    """What a certificate needs of a compiled loss."""
+
+    @property
+    def signature(self) -> ObjectiveSignature: ...
+
+    def draw(
+        self,
+        data: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
+        step: int = 0,
+        steps: int = 1,
+    ) -> dict[str, Tensor]: ...
+
+    def __call__(
+        self,
+        network: nn.Module | Mapping[str, nn.Module],
+        data: Tensor,
+        *,
+        draws: dict[str, Tensor] | None = None,
+        label: Tensor | None = None,
+        progress: float = 0.0,
+        step: int = 0,
+        steps: int = 1,
+        terms: tuple[str, ...] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much is sampled, and how.
+
+    The loss is called on `batches` batches of `rows` rows; the spread of the batches gives the
+    standard error. With `copies` > 1 and `state_time`, each state is kept and its (data, noise)
+    drawn `copies` times from their posterior, in antithetic pairs: the same expectation, and the
+    noise of the conditional velocity nearly cancels. `state_time` gives, from the draws, the time
+    at which the state is kept.
+    """
+
+    rows: int = 2048
+    batches: int = 16
+    copies: int = 1
+    state_time: Callable[[dict[str, Tensor]], Tensor] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batches < 4:
+            raise ValueError("a standard error needs at least 4 batches")
+        if self.rows % self.copies or self.copies < 1:
+            raise ValueError(f"{self.rows} rows do not hold whole groups of {self.copies} copies")
+        if self.copies > 1 and self.state_time is None:
+            raise ValueError("copies of a state need `state_time`, the time at which it is kept")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where training stands, and which terms are added up (None is all of them)."""
+
+    progress: float = 0.0
+    step: int = 0
+    steps: int = 1
+    terms: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Mean gradients at the truth, by direction (`u[0]` is the first direction of the network `u`).
+
+    `scale` is the size of the mean gradient that a network displaced by one unit of the direction
+    would see, so `relative = mean / scale` is, to first order, how far the objective pushes a right
+    network away. A relative gradient below `resolution` is not told from zero: it is where
+    integration error may stand.
+    """
+
+    directions: tuple[str, ...]
+    mean: tuple[float, ...]
+    standard_error: tuple[float, ...]
+    scale: tuple[float, ...]
+    resolution: float
+    rows: int
+    batches: int
+    seconds: float
+    value: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def z_scores(self) -> tuple[float, ...]:
+        """`mean / standard error`, the error never less than what the resolution allows."""
+        triples = zip(self.mean, self.standard_error, self.scale, strict=True)
+        return tuple(m / max(math.hypot(e, self.resolution * s), 1e-300) for m, e, s in triples)
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """Mean gradient in units of `scale`."""
+        return tuple(m / s if s > 0 else 0.0 for m, s in zip(self.mean, self.scale, strict=True))
+
+    @property
+    def relative_error(self) -> tuple[float, ...]:
+        """Standard error in units of `scale`: what the certificate could have seen."""
+        pairs = zip(self.standard_error, self.scale, strict=True)
+        return tuple(e / s if s > 0 else 0.0 for e, s in pairs)
+
+    @property
+    def worst(self) -> float:
+        """The largest |z|."""
+        return max((abs(z) for z in self.z_scores), default=0.0)
+
+    def vanishes(self, threshold: float = 5.0) -> bool:
+        """No direction is more than `threshold` standard errors from zero."""
+        return self.worst <= threshold
+
+    def stands_out(self, threshold: float = 8.0, relative: float = 0.01) -> bool:
+        """Some direction is clearly not zero: past `threshold` and past `relative` of its scale."""
+        pairs = zip(self.z_scores, self.relative, strict=True)
+        return any(abs(z) > threshold and abs(r) > relative for z, r in pairs)
+
+    def as_dict(self) -> dict[str, object]:
+        """The record as plain data, with the derived columns."""
+        return {**asdict(self), "z_scores": self.z_scores, "relative": self.relative}
+
+
+def certify(
+    loss: LossLike,
+    field: MixtureField,
+    truths: Mapping[str, Truth],
+    *,
+    sampling: Sampling | None = None,
+    moment: Moment | None = None,
+    directions: int = 4,
+    resolution: float = 1e-4,
+) -> Certificate:
+    """The mean gradient of `loss` at the truth, in random directions of each learned network.
+
+    `field` holds the mixture and the path of the objective; `truths` gives the exact function of
+    every network of the spec, by role (an average of a network may be left out: it has the
+    network's truth). A network whose truth returns no state head is not moved. Raises KeyError when
+    a role has no truth.
+    """
+    began = time.perf_counter()
+    sampling, moment = sampling or Sampling(), moment or Moment()
+    networks = build_networks(loss.signature, truths, directions=directions, seed=sampling.seed)
+    run = _Run(loss, field, networks, sampling, moment)
+    rows: list[Tensor] = []
+    values: list[float] = []
+    metrics: dict[str, float] = {}
+    for batch in range(sampling.batches):
+        gradient, value, metrics = run.gradient(batch)
+        rows.append(gradient)
+        values.append(value)
+    table = torch.stack(rows)
+    scale = run.scale(table[0])
+    return Certificate(
+        directions=tuple(run.names),
+        mean=tuple(table.mean(0).tolist()),
+        standard_error=tuple((table.std(0) / math.sqrt(len(table))).tolist()),
+        scale=tuple(scale.tolist()),
+        resolution=resolution,
+        rows=sampling.rows * sampling.batches,
+        batches=sampling.batches,
+        seconds=time.perf_counter() - began,
+        value=sum(values) / len(values),
+        metrics=metrics,
+    )
+
+
+def build_networks(
+    signature: ObjectiveSignature, truths: Mapping[str, Truth], *, directions: int, seed: int = 0
+) -> dict[str, ExactNetwork]:
+    """An exact network per role, by name; only the learned ones carry directions."""
+    networks: dict[str, ExactNetwork] = {}
+    for index, network in enumerate(signature.networks):
+        truth = truths[_truth_name(network, truths)]
+        learned = not network.frozen and network.average_of is None
+        networks[network.name] = ExactNetwork(
+            network, truth, directions=directions if learned else 0, seed=seed + 1009 * index
+        )
+    return networks
+
+
+def _truth_name(network: NetworkSignature, truths: Mapping[str, Truth]) -> str:
+    if network.name not in truths and network.average_of is not None:
+        return network.average_of
+    return network.name
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One estimation: batches by number, reproducible, at the truth or at displaced networks."""
+
+    loss: LossLike
+    field: MixtureField
+    networks: dict[str, ExactNetwork]
+    sampling: Sampling
+    moment: Moment
+
+    @property
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        moved = [(name, net) for name, net in self.networks.items() if net.moved]
+        return [(name, net.eps) for name, net in moved]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{name}[{i}]" for name, eps in self.parameters for i in range(len(eps))]
+
+    @property
+    def _passed(self) -> nn.Module | Mapping[str, nn.Module]:
+        """One network goes alone, several by their roles."""
+        return next(iter(self.networks.values())) if len(self.networks) == 1 else self.networks
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Data, labels and draws of one batch."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.sampling.seed + number)
+        copies = self.sampling.copies
+        data, label = self.field.mixture.sample(self.sampling.rows // copies, generator)
+        draws = self.loss.draw(
+            data,
+            generator=generator,
+            progress=self.moment.progress,
+            step=self.moment.step,
+            steps=self.moment.steps,
+        )
+        if copies == 1 or self.sampling.state_time is None:
+            return data, label, draws
+        times = self.sampling.state_time(draws).to(data)
+        state = self.field.path.state(data, draws["noise"], times)
+        data, noise = self.field.posterior_sample(state, times, label, generator, copies=copies)
+        repeated = {name: _repeat(value, len(state), copies) for name, value in draws.items()}
+        return data, label.repeat_interleave(copies), {**repeated, "noise": noise}
+
+    def gradient(self, number: int) -> tuple[Tensor, float, dict[str, float]]:
+        """Gradient by all directions on one batch, the loss's value, and its metrics."""
+        data, label, draws = self.batch(number)
+        moment = self.moment
+        value, metrics = self.loss(
+            self._passed,
+            data,
+            draws=draws,
+            label=label if self._labelled else None,
+            progress=moment.progress,
+            step=moment.step,
+            steps=moment.steps,
+            terms=moment.terms,
+        )
+        parameters = [eps for _, eps in self.parameters]
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+        numbers = {name: float(metric) for name, metric in metrics.items()}
+        return torch.cat(filled), float(value.detach()), numbers
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether any network is shown a label; else the mixture is taken as a whole."""
+        signature = self.loss.signature
+        return any(c.kind == "label" for net in signature.networks for c in net.conditions)
+
+    def scale(self, at_truth: Tensor) -> Tensor:
+        """Change of each gradient, on the first batch, per unit of its own direction."""
+        sizes: list[float] = []
+        for _, eps in self.parameters:
+            for index in range(len(eps)):
+                position = len(sizes)
+                with torch.no_grad():
+                    eps[index] = 1.0
+                displaced = self.gradient(0)[0]
+                with torch.no_grad():
+                    eps[index] = 0.0
+                sizes.append(abs(float(displaced[position] - at_truth[position])))
+        return torch.tensor(sizes, dtype=torch.float64)
+
+
+def _repeat(value: Tensor, rows: int, copies: int) -> Tensor:
+    """A draw repeated with its row; draws of the whole batch stay as they are."""
+    per_row = value.dim() > 0 and value.shape[0] == rows
+    return value.repeat_interleave(copies, dim=0) if per_row else value

@@ -1,0 +1,179 @@
+"""The flow map of a velocity field, and its average velocity, with exact derivatives on and off the
+diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flowdsl.exact.integrate import mean_slope
+from flowdsl.exact.paths import Clock
+
+
+class VelocityField(Protocol):
+    """A field `dx/dt = velocity(x, t)`; it may jump at the times in `cuts`, and is smooth between
+    them.
+    """
+
+    @property
+    def clock(self) -> Clock | None: ...
+
+    @property
+    def cuts(self) -> tuple[float, ...]: ...
+
+    def velocity(
+        self,
+        state: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class FlowMap:
+    """`phi(x, t, s)`: where `field` carries `x` from time `t` to time `s`, by `steps` steps of
+    order eight.
+
+    States (rows, dimension), times (rows,) and in either order; everything is plain torch in
+    float64, so it may be differentiated in state and times, forward or backward, to any order, and
+    the derivatives converge with the steps as the values do. `label` and `scale` (guidance, per
+    row) go to the field.
+    """
+
+    field: VelocityField
+    steps: int = 8
+
+    def velocity(
+        self,
+        state: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """The field itself: what the average velocity is at equal times."""
+        return self.field.velocity(state, time, label, scale)
+
+    def average_velocity(
+        self,
+        state: Tensor,
+        start: Tensor,
+        end: Tensor,
+        label: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """`(phi(x, t, s) - x) / (s - t)`, smooth through `s = t`, where it is the velocity."""
+        if not self.field.cuts:
+            return self._smooth_average(state, start, end, label, scale)
+        return self._pieced_average(state, start, end, label, scale)
+
+    def __call__(
+        self,
+        state: Tensor,
+        start: Tensor,
+        end: Tensor,
+        label: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """`phi(state, start, end)`."""
+        return state + (end - start)[:, None] * self.average_velocity(
+            state, start, end, label, scale
+        )
+
+    def error(
+        self, state: Tensor, start: Tensor, end: Tensor, label: Tensor | None = None
+    ) -> float:
+        """Largest change of `phi` when the steps are halved: an estimate of its error."""
+        finer = replace(self, steps=2 * self.steps)
+        change = self(state, start, end, label) - finer(state, start, end, label)
+        return float(change.abs().max())
+
+    def _smooth_average(
+        self,
+        state: Tensor,
+        start: Tensor,
+        end: Tensor,
+        label: Tensor | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        """The average velocity over an interval in which the field is smooth."""
+        clock = self.field.clock
+        if clock is None:
+            return mean_slope(
+                lambda x, t: self.field.velocity(x, t, label, scale), state, start, end, self.steps
+            )
+
+        def slope(x: Tensor, tau: Tensor) -> Tensor:
+            time = clock.backward(tau)
+            return clock.rate(time)[:, None] * self.field.velocity(x, time, label, scale)
+
+        mean = mean_slope(slope, state, clock.forward(start), clock.forward(end), self.steps)
+        return mean * _clock_ratio(clock, start, end)[:, None]
+
+    def _pieced_average(
+        self,
+        state: Tensor,
+        start: Tensor,
+        end: Tensor,
+        label: Tensor | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        """The average velocity over an interval that may cross times at which the field jumps."""
+        edges = torch.tensor([-math.inf, *sorted(self.field.cuts), math.inf]).to(start)
+        pieces = len(edges) - 1
+        inner = edges[1:-1]
+        first, last = torch.bucketize(start.detach(), inner), torch.bucketize(end.detach(), inner)
+        onward = first <= last
+        total = torch.zeros_like(state)
+        for turn in range(pieces):
+            piece = torch.where(onward, turn, pieces - 1 - turn)
+            low, high = edges[piece], edges[piece + 1]
+            enter = torch.minimum(torch.maximum(start, low), high)
+            leave = torch.minimum(torch.maximum(end, low), high)
+            slope = self._within(state, enter, leave, label, scale)
+            state = state + (leave - enter)[:, None] * slope
+            # within one piece the share of the interval is 0 or 1, and must not be computed as 0 /
+            # 0
+            alone = first == last
+            width = torch.where(alone, torch.ones_like(start), end - start)
+            share = torch.where(alone, (piece == first).to(start), (leave - enter) / width)
+            total = total + share[:, None] * slope
+        return total
+
+    def _within(
+        self,
+        state: Tensor,
+        enter: Tensor,
+        leave: Tensor,
+        label: Tensor | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        """The average velocity inside one piece, whose ends are approached from within."""
+        middle = (0.5 * (enter + leave)).detach()
+        nudge = 1 - 1e-9
+        inward = [middle + (time - middle) * nudge for time in (enter, leave)]
+        return self._smooth_average(state, inward[0], inward[1], label, scale)
+
+
+#: Nodes and weights on [0, 1] of the Gauss-Legendre rule with four nodes, for short intervals of a
+#: clock.
+_GAUSS = (
+    (0.06943184420297371, 0.17392742256872693),
+    (0.33000947820757187, 0.32607257743127307),
+    (0.66999052179242813, 0.32607257743127307),
+    (0.93056815579702629, 0.17392742256872693),
+)
+
+
+def _clock_ratio(clock: Clock, start: Tensor, end: Tensor) -> Tensor:
+    """`(forward(end) - forward(start)) / (end - start)`, smooth through equal times."""
+    begin, finish = clock.forward(start), clock.forward(end)
+    short = (finish - begin).abs() < 0.02
+    mean = sum(weight / clock.rate(start + node * (end - start)) for node, weight in _GAUSS)
+    width = torch.where(short, torch.ones_like(start), end - start)
+    return torch.where(short, mean, (finish - begin) / width)
