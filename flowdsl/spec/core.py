@@ -61,6 +61,11 @@ class Expr:
         """The number of nodes, counted as a tree."""
         return 1 + sum(child.size for child in children(self))
 
+    @cached_property
+    def depth(self) -> int:
+        """The length of the longest way down."""
+        return 1 + max((child.depth for child in children(self)), default=0)
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -344,6 +349,10 @@ def mul(a: Expr, b: Expr) -> Apply:
 
 def div(a: Expr, b: Expr) -> Apply:
     return Apply("div", (a, b))
+
+
+def neg(a: Expr) -> Apply:
+    return Apply("neg", (a,))
 
 
 def select(condition: Expr, yes: Expr, no: Expr) -> Apply:

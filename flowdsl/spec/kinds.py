@@ -64,6 +64,8 @@ def _kind(node: Expr, known: dict[Expr, Kind], networks: Mapping[str, HasHeads])
                     return Kind.SCALAR
                 case "select":
                     first, second = known[args[1]], known[args[2]]
+                    if Kind.STATE in (first, second):  # a plain 0 may stand for the zero state
+                        return Kind.STATE
                     return first if first is not Kind.TIME else second
                 case _:
                     kinds = {known[a] for a in args}

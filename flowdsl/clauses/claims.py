@@ -1,0 +1,85 @@
+"""`claims`: theorems about the objective, proved or refuted by the checker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from flowdsl.diagnostics import Span, fail
+from flowdsl.spec.clause import Clause
+from flowdsl.spec.objective import Claim
+from flowdsl.spec.scope import Resolve, Scope
+from flowdsl.syntax.format import format_expression
+from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.tree import Comparison, Expression, Line, Name
+
+
+@dataclass(frozen=True)
+class ClaimLine(Line):
+    """`same gradient as OTHER at parameter == value`, `near …`, or neither."""
+
+    relation: str
+    other: str
+    mode: str
+    condition: Expression | None
+
+    def parts(self) -> tuple[str, ...]:
+        text = f"same {self.relation} as {self.other}"
+        if self.condition is not None:
+            text += f" {self.mode} {format_expression(self.condition)}"
+        return (text,)
+
+
+def _claim(span: Span, children: list[object]) -> Line:
+    relation, other, *rest = children
+    if str(relation) not in ("value", "gradient"):
+        raise fail(
+            "syntax", f"two objectives have the same value or gradient, not `{relation}`", span
+        )
+    if not rest or rest[0] is None:
+        return ClaimLine(span, str(relation), str(other), "always", None)
+    mode, condition = rest
+    assert isinstance(condition, Expression)
+    return ClaimLine(span, str(relation), str(other), str(mode), condition)
+
+
+def _enter(scope: Scope, lines: Sequence[Line]) -> None:
+    for line in lines:
+        assert isinstance(line, ClaimLine)
+        scope.claim_lines.append(partial(_claimed, line))
+
+
+def _claimed(line: ClaimLine, resolve: Resolve) -> Claim:
+    relation: Literal["value", "gradient"] = "value" if line.relation == "value" else "gradient"
+    if line.condition is None:
+        return Claim(relation, line.other, "always", span=line.span)
+    mode: Literal["at", "near"] = "at" if line.mode == "at" else "near"
+    match line.condition:
+        case Comparison(_, (Name(_, parameter), value), ("==",)):
+            return Claim(relation, line.other, mode, parameter, resolve(value), span=line.span)
+    raise fail(
+        "resolve",
+        "a claim holds at, or near, one value of one name",
+        line.condition.span,
+        hint="write `at alpha == 1`",
+    )
+
+
+CLAUSES = (
+    Clause(
+        SectionSyntax(
+            "claims",
+            "_SAME NAME _AS NAME [MODE expression] -> claim",
+            "same value as OTHER, or same gradient as OTHER at NAME == VALUE (or near)",
+            {"claim": _claim},
+            '_SAME: "same"\n_AS: "as"\nMODE: "at" | "near"',
+        ),
+        "never",
+        _enter,
+        "Theorems about the objective; never inherited.",
+        "same gradient as trajectory_flow_matching at alpha == 1",
+        19,
+    ),
+)

@@ -1,0 +1,81 @@
+"""`stages`: objectives one after the other, and what is carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from flowdsl.diagnostics import Span, fail
+from flowdsl.spec.clause import Clause
+from flowdsl.spec.objective import Stage
+from flowdsl.spec.scope import Scope
+from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.tree import Line
+
+
+@dataclass(frozen=True)
+class StageLine(Line):
+    """`name: objective for share, network from stage, …`."""
+
+    name: str
+    objective: str
+    share: str
+    carried: tuple[tuple[str, str], ...]
+
+    def parts(self) -> tuple[str, ...]:
+        carried = "".join(f", {network} from {stage}" for network, stage in self.carried)
+        return (f"{self.name}: {self.objective} for {self.share}{carried}",)
+
+
+def _stage(span: Span, children: list[object]) -> Line:
+    name, objective, share, *carried = children
+    pairs = []
+    for pair in carried:
+        assert isinstance(pair, list)
+        pairs.append((str(pair[0]), str(pair[1])))
+    return StageLine(span, str(name), str(objective), str(share), tuple(pairs))
+
+
+def _enter(scope: Scope, lines: Sequence[Line]) -> None:
+    earlier: set[str] = set()
+    total = Fraction(0)
+    for line in lines:
+        assert isinstance(line, StageLine)
+        share = Fraction(line.share)
+        total += share
+        for network, stage in line.carried:
+            if stage not in earlier:
+                raise fail(
+                    "resolve",
+                    f"`{network}` cannot come from `{stage}`, which is no earlier stage",
+                    line.span,
+                )
+        if line.name in earlier:
+            raise fail("resolve", f"two stages are called `{line.name}`", line.span)
+        earlier.add(line.name)
+        scope.stages.append(Stage(line.name, line.objective, share, line.carried, line.span))
+    if lines and total != 1:
+        raise fail(
+            "resolve",
+            f"the stages share out {float(total):g} of the training, not 1",
+            lines[-1].span,
+        )
+
+
+CLAUSES = (
+    Clause(
+        SectionSyntax(
+            "stages",
+            "NAME _COLON NAME _FOR NUMBER (_COMMA carried)* -> stage",
+            "NAME: OBJECTIVE for SHARE, NETWORK from STAGE, …",
+            {"stage": _stage},
+            'carried: NAME _FROM NAME\n_FOR: "for"\n_FROM: "from"',
+        ),
+        "whole",
+        _enter,
+        "Objectives one after the other, their shares of training, what each takes over.",
+        "velocity: flow_matching for 0.9; average: this for 0.1, u from velocity",
+        17,
+    ),
+)

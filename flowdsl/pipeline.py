@@ -1,0 +1,118 @@
+"""The one file that knows the order of the stages.
+
+source text -> syntax tree -> typed objective -> report
+                                              -> graph -> optimised graph -> source -> loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from flowdsl.clauses import all_clauses
+from flowdsl.diagnostics import Source, did_you_mean, fail
+from flowdsl.spec.assemble import resolve
+from flowdsl.spec.merge import merge_ancestors
+from flowdsl.spec.objective import Objective
+from flowdsl.syntax.layout import MAX_BYTES, read_source
+from flowdsl.syntax.lines import Binding
+from flowdsl.syntax.parse import Parser, parse_expression
+from flowdsl.syntax.tree import Expression, Tree
+
+SUFFIX = ".flow"
+
+
+@cache
+def parser() -> Parser:
+    """The parser of the language, built once per process."""
+    return Parser([clause.syntax for clause in all_clauses()])
+
+
+@cache
+def parse_rule(text: str) -> Expression:
+    """One expression of the language, for rules written in it."""
+    return parse_expression(text, parser())
+
+
+@cache
+def prelude() -> Mapping[str, Binding]:
+    """The functions of the prelude, by name: every `.flow` file in `flowdsl/prelude`."""
+    found: dict[str, Binding] = {}
+    for file in sorted(resources.files("flowdsl.prelude").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(SUFFIX):
+            tree = parser().parse(read_source(file.read_bytes(), file.name))
+            for line in tree.lines("let"):
+                assert isinstance(line, Binding)
+                found[line.name] = line
+    return found
+
+
+def shipped_folder() -> Path:
+    """Where the shipped specs are: `specs/` in a checkout, `flowdsl/shipped` when installed."""
+    package = Path(str(resources.files("flowdsl")))
+    installed = package / "shipped"
+    return installed if installed.is_dir() else package.parent / "specs"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The names of the shipped objectives."""
+    return tuple(sorted(path.stem for path in shipped_folder().glob(f"*{SUFFIX}")))
+
+
+def find_source(spec: str, beside: Path | None = None) -> Source:
+    """The text that a name or path refers to; `beside` is the folder of the spec that names it."""
+    if spec.endswith(SUFFIX) or "/" in spec:
+        return read_file(Path(spec))
+    if beside is not None and (beside / f"{spec}{SUFFIX}").is_file():
+        return read_file(beside / f"{spec}{SUFFIX}")
+    shipped = shipped_folder() / f"{spec}{SUFFIX}"
+    if spec in shipped_names():
+        return read_file(shipped)
+    raise fail(
+        "file",
+        f"there is no objective `{spec}`",
+        hint=did_you_mean(spec, shipped_names())
+        or f"give a path to a .flow file, or a shipped name: {', '.join(shipped_names())}",
+    )
+
+
+def read_file(path: Path) -> Source:
+    """A spec's text from a file."""
+    try:
+        with path.open("rb") as file:
+            return read_source(file.read(MAX_BYTES + 1), str(path))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise fail("file", f"{path} cannot be read: {reason.lower()}") from None
+
+
+def parse(source: Source) -> Tree:
+    """Source text -> syntax tree."""
+    return parser().parse(source)
+
+
+def merged(tree: Tree) -> Tree:
+    """The tree with everything it inherits by `extends`."""
+
+    def find(name: str, child: Tree) -> Tree:
+        here = Path(child.source.name).parent
+        return parse(find_source(name, here if here.is_dir() else None))
+
+    return merge_ancestors(tree, find, all_clauses())
+
+
+def typed(tree: Tree) -> Objective:
+    """Syntax tree -> typed objective."""
+    return resolve(merged(tree), all_clauses(), prelude(), parse_rule)
+
+
+def load(spec: str | Path) -> Objective:
+    """The typed objective of a shipped name or a path to a `.flow` file."""
+    return typed(parse(find_source(str(spec))))
+
+
+def load_text(text: str, name: str = "<text>") -> Objective:
+    """The typed objective of a spec given as text."""
+    return typed(parse(read_source(text, name)))
