@@ -1,0 +1,77 @@
+"""How to train: one frozen record, checked by pydantic. The mathematics is the spec's; nothing of
+it is here.
+
+The defaults are the recipe for the embedded digits on a laptop's CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW with a linear warm-up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="peak learning rate")] = 1e-3
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        Field(description="after the warm-up: constant, or down to a tenth along a cosine"),
+    ] = "cosine"
+    warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 100
+    betas: Annotated[tuple[Decay, Decay], Field(description="decays of Adam's two moments")] = (
+        0.9,
+        0.95,
+    )
+    weight_decay: Annotated[float, Field(ge=0, description="of matrices, not of vectors")] = 0.0
+    clip: Annotated[float, Field(gt=0, description="largest norm of the whole gradient")] = 1.0
+
+
+class TrainConfig(BaseModel):
+    """Everything about a run that is not in the spec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[str, Field(description="dataset, e.g. digits or folder:/path")] = "digits"
+    resolution: Annotated[
+        int | None, Field(ge=4, le=1024, description="pixels; none is the data's own")
+    ] = None
+    size: Annotated[str, Field(description="size of the bundled network")] = "nano"
+    patch: Annotated[
+        int | None, Field(ge=1, description="patch of the network in pixels; none chooses")
+    ] = None
+    steps: Annotated[Count, Field(description="optimiser steps")] = 2000
+    batch: Annotated[Count, Field(description="rows of data per step")] = 128
+    seed: Annotated[int, Field(ge=0, description="of weights, data order and draws")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="of the network's arithmetic; times stay float32"),
+    ] = "float32"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: Annotated[
+        tuple[Decay, ...],
+        Field(min_length=1, description="decays of the averaged weights; the first one samples"),
+    ] = (0.999,)
+    log_every: Annotated[Count, Field(description="steps per line of the log")] = 50
+    sample_every: Annotated[
+        int, Field(ge=0, description="steps between pictures; 0 is only at the end")
+    ] = 500
+    checkpoint_every: Annotated[
+        int, Field(ge=0, description="steps between checkpoints; 0 is only at the end")
+    ] = 500
+    keep: Annotated[Count, Field(description="how many checkpoints are kept")] = 2
+    sample_steps: Annotated[
+        tuple[Count, ...],
+        Field(min_length=1, description="steps of the sampler, one block of the picture each"),
+    ] = (1, 2, 4)
+    patience: Annotated[
+        Count, Field(description="steps in a row that may be skipped for numbers not finite")
+    ] = 10
+    tensorboard: Annotated[bool, Field(description="also write TensorBoard's files")] = True

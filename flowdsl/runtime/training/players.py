@@ -1,0 +1,101 @@
+"""Who learns what: each player has its own networks, terms and optimiser.
+
+Most objectives have one player that owns every learned network and adds up every term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flowdsl.diagnostics import did_you_mean, fail
+from flowdsl.runtime.contract import ObjectiveSignature
+from flowdsl.runtime.training.config import OptimizerConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Player:
+    """The networks in `roles` learn the terms in `terms` (None: all), at every `every`-th step."""
+
+    name: str
+    roles: tuple[str, ...]
+    terms: tuple[str, ...] | None = None
+    every: int = 1
+
+
+def single_player(signature: ObjectiveSignature) -> tuple[Player, ...]:
+    """One player for every learned network and every term."""
+    return (Player("all", tuple(network.name for network in signature.learned)),)
+
+
+class Learner:
+    """A player with its parameters and AdamW."""
+
+    def __init__(
+        self, player: Player, networks: Mapping[str, nn.Module], config: TrainConfig
+    ) -> None:
+        self.player = player
+        self.config = config
+        named = [(n, p) for role in player.roles for n, p in networks[role].named_parameters()]
+        self.parameters = [p for _, p in named if p.requires_grad]
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        vectors = [p for p in self.parameters if p.ndim < 2]
+        settings = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+        )
+
+    def clip(self) -> Tensor:
+        """Scales the gradient down to the norm allowed; the norm before that, a scalar tensor."""
+        return nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
+
+    def step(self, step: int) -> float:
+        """One optimiser step at the learning rate of this step, which is returned."""
+        rate = learning_rate(self.config.optimizer, step, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return rate
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear from 0 over `warmup` steps, then constant or a cosine down to a tenth at the end."""
+    peak = config.learning_rate
+    if step < config.warmup:
+        return peak * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return peak
+    done = (step - config.warmup) / max(1, steps - config.warmup)
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def check_players(players: Sequence[Player], signature: ObjectiveSignature) -> None:
+    """Every role learned by exactly one player, every term known; else a `DiagnosticError`."""
+    learned = [network.name for network in signature.learned]
+    owned = [role for player in players for role in player.roles]
+    for role in owned:
+        if role not in learned:
+            raise fail(
+                "players", f'"{role}" is not a learned network', hint=did_you_mean(role, learned)
+            )
+    for role in learned:
+        if owned.count(role) != 1:
+            raise fail(
+                "players", f'"{role}" is learned by {owned.count(role)} players', hint="by one"
+            )
+    for player in players:
+        for term in player.terms or ():
+            if term not in signature.terms:
+                hint = did_you_mean(term, signature.terms)
+                raise fail("players", f'{player.name}: there is no term "{term}"', hint=hint)
+        if player.every < 1:
+            raise fail("players", f"{player.name} learns every {player.every} steps", hint=">= 1")
