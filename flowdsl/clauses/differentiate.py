@@ -50,7 +50,7 @@ CLAUSES = (
         ),
         "whole",
         _enter,
-        "Which time the objective differentiates; states move along the path's velocity, or along E.",
+        "The time that is differentiated; states move along the path's velocity, or along E.",
         "t along guided",
         10,
     ),

@@ -95,7 +95,7 @@ def _group(keyword: str, place: int, summary: str) -> Clause:
     clause = Clause(
         SectionSyntax(
             keyword,
-            f"""binding
+            """binding
     | [NAME _COLON] _MATCH expression _TO expression [_ON expression]  -> match
     | [NAME _COLON] _MINIMISE expression [_ON expression]              -> minimise
     | [NAME _COLON] _DERIVED [_ON expression]                          -> derived""",

@@ -35,8 +35,9 @@ def resolve(
 ) -> Objective:
     """The typed objective of a merged tree.
 
-    `functions` are the prelude's; `parse_rule` reads an expression written in the language (the derivative rules of the
-    operations are); `derive` is asked for targets that the spec leaves to the checker.
+    `functions` are the prelude's; `parse_rule` reads an expression written in the language (the
+    derivative rules of the operations are); `derive` is asked for targets that the spec leaves to
+    the checker.
     """
     scope = Scope(tree, clauses, functions, parse_rule)
     by_keyword = {clause.keyword: clause for clause in clauses}

@@ -13,7 +13,8 @@ from flowdsl.syntax.tree import Line
 if TYPE_CHECKING:
     from flowdsl.spec.scope import Scope
 
-#: Under `extends`: lines merge name by name, the section is replaced whole, or it is never inherited.
+#: Under `extends`: lines merge name by name, the section is replaced whole, or it is never
+# inherited.
 Merge = Literal["names", "whole", "never"]
 
 #: Enters the lines of one section into the scope. Order does not matter: names are looked up later.

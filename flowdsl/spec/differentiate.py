@@ -1,7 +1,7 @@
 """What `d/dX[…]` means: ordinary forward differentiation of core trees.
 
-The result is again a core tree; at a network it becomes one more entry of `Evaluate.directions`. What moves is a set of
-formals, each with its tangent; everything else stays fixed.
+The result is again a core tree; at a network it becomes one more entry of `Evaluate.directions`.
+What moves is a set of formals, each with its tangent; everything else stays fixed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def differentiate(
 ) -> Expr | None:
     """The derivative of `expr` when each key of `tangents` moves with its value; None is zero.
 
-    `velocity_of` gives the derivative in time of a path state or velocity at fixed ends; `partials` gives the partial
-    derivatives of an operation at its arguments.
+    `velocity_of` gives the derivative in time of a path state or velocity at fixed ends;
+    `partials` gives the partial derivatives of an operation at its arguments.
     """
     known: dict[Expr, Expr | None] = {}
 

@@ -22,7 +22,7 @@ _NUMBERS = (Kind.SCALAR, Kind.TIME)
 
 
 class LawResolver:
-    """Reads laws. Laws nest (`truncated(normal(0, 1), 0, 1)`) and may be transformed (`atan(…)`)."""
+    """Reads laws. They nest (`truncated(normal(0, 1), 0, 1)`) and may be transformed (`atan(…)`)."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -40,7 +40,7 @@ class LawResolver:
         )
 
     def kind(self, name: str, law: LawCall, clause: Clause) -> tuple[Kind, Level]:
-        """What a drawn name is: rows for shares, a state for fresh noise, else what the heading draws."""
+        """What a drawn name is: rows for shares, a state for noise, else what the heading draws."""
         gives = LAWS[law.law].gives if law.law in LAWS else "number"
         if gives == "rows":
             return Kind.TRUTH, Level.ROW
