@@ -1,0 +1,57 @@
+"""Building and initialising the bundled networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from flowdsl.runtime.contract import NetworkSignature
+from flowdsl.runtime.nets.config import NetworkConfig, configure
+from flowdsl.runtime.nets.dit import DiT, Head, Network, ScalarNetwork
+from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear
+
+
+def build_network(
+    signature: NetworkSignature,
+    *,
+    shape: tuple[int, int, int],
+    classes: int | None = None,
+    size: str = "nano",
+    patch: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Network:
+    """The bundled network for a network role of a spec.
+
+    `shape` is (channels, height, width) of the data; `classes` the number of labels, None for
+    data without; `size` a name in `SIZES`; `patch` the side of a patch, None to choose one. The
+    weights come from `generator`, or from torch's own. Raises a diagnostic for an unknown size, a
+    patch that doesn't fit, or a role that no bundled network can play.
+    """
+    config = configure(signature, shape=shape, classes=classes, size=size, patch=patch)
+    return network_from_config(config, generator=generator)
+
+
+def network_from_config(
+    config: NetworkConfig, *, generator: torch.Generator | None = None
+) -> Network:
+    """The network of a configuration, freshly initialised."""
+    network: Network = DiT(config) if config.states else ScalarNetwork(config)
+    initialise(network, generator)
+    return network
+
+
+def initialise(network: Network, generator: torch.Generator | None = None) -> None:
+    """Sets all weights: Xavier's uniform law, small labels, and zero where a block has to be the
+    identity and an output zero (DiT, arXiv:2212.09748, section 3.2).
+    """
+    for module in network.modules():
+        if isinstance(module, Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, LabelEmbedding):
+            nn.init.normal_(module.table, std=0.02, generator=generator)
+    for module in network.modules():
+        if isinstance(module, (Block, Head)):
+            nn.init.zeros_(module.modulation.weight)
+        if isinstance(module, (Head, ScalarNetwork)):
+            nn.init.zeros_(module.output.weight)

@@ -1,0 +1,207 @@
+"""The bundled networks: a diffusion transformer, and a small network of numbers alone.
+
+They know how a network role is called and nothing of the objective that trains them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowdsl.diagnostics import fail
+from flowdsl.runtime.contract import NULL_LABEL, ArgumentKind
+from flowdsl.runtime.nets.config import NetworkConfig
+from flowdsl.runtime.nets.inputs import Inputs, Value, bind, check_labels
+from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear, TimeEmbedding, modulated
+
+Output = Tensor | tuple[Tensor, ...]
+
+
+class Network(nn.Module):
+    """What the bundled networks share: a configuration, and a vector that conditions each row."""
+
+    def __init__(self, config: NetworkConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+        self.numbers = nn.ModuleList(TimeEmbedding(width) for _ in config.numbers)
+        labelled = config.label is not None and config.classes is not None
+        self.labels = LabelEmbedding(config.classes or 0, width) if labelled else None
+        self._labels_checked = False
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def describe(self) -> str:
+        """One line about size and parts."""
+        raise NotImplementedError
+
+    def condition(self, inputs: Inputs, like: Tensor) -> Tensor:
+        """Times, scalars and label as one vector per row, `(batch, width)`."""
+        total = torch.zeros(inputs.batch, self.width, dtype=like.dtype, device=like.device)
+        for embed, number in zip(self.numbers, inputs.numbers, strict=True):
+            total = total + embed(number)
+        if inputs.label is not None:
+            self._check_labels(inputs.label)
+        if self.labels is not None:
+            label = inputs.label
+            if label is None:
+                label = torch.full((inputs.batch,), NULL_LABEL, device=like.device)
+            total = total + self.labels(label)
+        return functional.silu(total)
+
+    def _check_labels(self, label: Tensor) -> None:
+        """Always on a CPU; once elsewhere, where to look at values is to wait; never compiled."""
+        if torch.compiler.is_compiling() or (self._labels_checked and label.device.type != "cpu"):
+            return
+        check_labels(self.config, label)
+        self._labels_checked = True
+
+
+class DiT(Network):
+    """A diffusion transformer with adaptive normalisation (arXiv:2212.09748).
+
+    Called as its role says: states `(batch, channels, height, width)`, times and scalars
+    `(batch,)`, conditions by keyword. Several states are joined along the channels; the first time
+    is embedded as it is, further ones as their gap to it. State heads have the shape and type of
+    the first state, scalar heads the shape `(batch,)`; several heads make a tuple. All are zero
+    until trained. A call that doesn't fit raises a diagnostic.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        size, patch = config.size, config.patch
+        channels, height, width = config.shape
+        super().__init__(config, size.width)
+        cell = channels * patch * patch
+        self.patches = Linear(len(config.states) * cell, size.width)
+        positions = grid_positions(height // patch, width // patch, size.width)
+        if config.positions == "learned":
+            self.positions: Tensor = nn.Parameter(positions)
+        else:
+            self.register_buffer("positions", positions, persistent=False)
+        self.blocks = nn.ModuleList(_block(config) for _ in range(size.depth - config.own_blocks))
+        self.heads = nn.ModuleList(
+            Head(config, cell if head.kind == "state" else 1) for head in config.heads
+        )
+
+    def forward(self, *arguments: Tensor, **conditions: Value) -> Output:
+        inputs = bind(self.config, arguments, conditions)
+        self._check_type(inputs.states[0])
+        condition = self.condition(inputs, self.patches.weight)
+        # Contiguous: inductor on a CPU returns wrong gradients of a modulated norm of strided ones.
+        tokens = self.patches(self._cut(inputs.states)).contiguous() + self.positions
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        outputs = tuple(
+            self._paste(head(tokens, condition), argument.kind).to(inputs.states[0].dtype)
+            for head, argument in zip(self.heads, self.config.heads, strict=True)
+        )
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def describe(self) -> str:
+        size, patch = self.config.size, self.config.patch
+        return (
+            f"DiT {size.name}: {size.depth} blocks of width {size.width} with {size.heads} heads, "
+            f"{self.config.tokens} tokens of {patch} x {patch} x {self.config.shape[0]}, "
+            f"{self.parameter_count:,} parameters"
+        )
+
+    def _check_type(self, state: Tensor) -> None:
+        ours = self.patches.weight.dtype
+        if state.dtype != ours and not torch.is_autocast_enabled(state.device.type):
+            names = [str(d).removeprefix("torch.") for d in (state.dtype, ours)]
+            raise fail(
+                "network",
+                f"{self.config.name} has weights in {names[1]}, but was given a state in {names[0]}",
+                hint=f"convert one of them, e.g. network.to(torch.{names[0]})",
+            )
+
+    def _cut(self, states: tuple[Tensor, ...]) -> Tensor:
+        """Pictures as rows of patches, `(batch, tokens, patch² channels)`."""
+        joined = torch.cat(states, dim=1) if len(states) > 1 else states[0]
+        side = self.config.patch
+        batch, channels, height, width = joined.shape
+        cells = joined.reshape(batch, channels, height // side, side, width // side, side)
+        rows = cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, self.config.tokens, -1)
+        return rows.contiguous()
+
+    def _paste(self, output: Tensor, kind: ArgumentKind) -> Tensor:
+        """For a state, the inverse of `_cut`; for a scalar, the mean over tokens."""
+        if kind == "scalar":
+            return output.mean(dim=1).squeeze(-1)
+        side = self.config.patch
+        channels, height, width = self.config.shape
+        cells = output.view(-1, height // side, width // side, side, side, channels)
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, height, width)
+
+
+class Head(nn.Module):
+    """The last layer of one output, after the blocks that this output has to itself."""
+
+    def __init__(self, config: NetworkConfig, outputs: int) -> None:
+        super().__init__()
+        width = config.size.width
+        self.norm = config.norm
+        self.blocks = nn.ModuleList(_block(config) for _ in range(config.own_blocks))
+        self.modulation = Linear(width, 2 * width)
+        self.output = Linear(width, outputs)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        # A small layer, whose rounding would be that of the output: not under autocast.
+        with torch.autocast(tokens.device.type, enabled=False):
+            full = self.output.weight.dtype
+            shift, scale = self.modulation(condition.to(full))[:, None].chunk(2, -1)
+            return cast(Tensor, self.output(modulated(tokens.to(full), shift, scale, self.norm)))
+
+
+class ScalarNetwork(Network):
+    """A network of numbers alone, such as a learned log variance `phi(t, r)`, zero until trained.
+
+    Called as its role says, with times and scalars `(batch,)` and conditions by keyword; returns
+    `(batch,)` in the type of the weights, or a tuple of these.
+    """
+
+    WIDTH = 64
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config, self.WIDTH)
+        self.hidden = Linear(self.WIDTH, self.WIDTH)
+        self.output = Linear(self.WIDTH, len(config.heads))
+
+    def forward(self, *arguments: Tensor, **conditions: Value) -> Output:
+        inputs = bind(self.config, arguments, conditions)
+        condition = self.condition(inputs, self.output.weight)
+        with torch.autocast(condition.device.type, enabled=False):
+            values: Tensor = self.output(functional.silu(self.hidden(condition)))
+        outputs = values.unbind(-1)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def describe(self) -> str:
+        return f"network of numbers: width {self.WIDTH}, {self.parameter_count:,} parameters"
+
+
+def grid_positions(height: int, width: int, features: int) -> Tensor:
+    """Sines and cosines of row and column, `(height · width, features)`, as in DiT and MAE."""
+    count = features // 4
+    steps = torch.arange(count, dtype=torch.float64) / count
+    frequencies = torch.exp(-math.log(10_000) * steps)
+    waves = []
+    for n in (height, width):
+        angles = torch.arange(n, dtype=torch.float64)[:, None] * frequencies
+        waves.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
+    rows = waves[0][:, None].expand(height, width, 2 * count)
+    columns = waves[1][None].expand(height, width, 2 * count)
+    grid = torch.cat([rows, columns], dim=-1).reshape(height * width, features)
+    return grid.to(torch.get_default_dtype())
+
+
+def _block(config: NetworkConfig) -> Block:
+    size = config.size
+    return Block(size.width, size.heads, norm=config.norm, qk_norm=config.qk_norm)

@@ -1,0 +1,59 @@
+"""Rules on dual numbers: how a layer computes its output and its forward derivative together.
+
+`torch.func.jvp` carries a dual tensor, a value and its tangent, through a network. A layer that
+knows a better rule than PyTorch's takes the pair apart, computes both, and puts them together
+again. This is the right place for such a rule: Dynamo traces it faithfully, while it ignores the
+`jvp` of a `torch.autograd.Function` inside a compiled `torch.func.jvp` without a word
+(pytorch#192985); and the reverse graphs of value and tangent are recorded as usual.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, maybe_current_level, peek_interpreter_stack
+from torch.autograd import forward_ad
+
+Transform = Literal["none", "jvp", "other"]
+
+
+# Dynamo takes the answers while it traces, where they are right, and guards on the transforms
+# around a compiled function.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def innermost_transform() -> Transform:
+    """The transform of torch.func that sees an operation first, here and now."""
+    top = peek_interpreter_stack()
+    if top is None:
+        return "none"
+    return "jvp" if top.key() == TransformType.Jvp else "other"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_nested() -> bool:
+    """Whether more than one transform of torch.func is at work."""
+    return (maybe_current_level() or 0) > 1
+
+
+def split(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """Values and tangents in the innermost `torch.func.jvp`; a tangent has the type of its value.
+
+    Only for where `innermost_transform()` is "jvp". Under `forward_ad.dual_level` alone, reverse
+    mode may run inside and would miss the tangents that are split off here.
+    """
+    pairs = [forward_ad.unpack_dual(x) for x in tensors]  # type: ignore[no-untyped-call]
+    values = tuple(x if t is None else p for x, (p, t) in zip(tensors, pairs, strict=True))
+    tangents = tuple(None if t is None else t.to(p.dtype) for p, t in pairs)
+    return values, tangents
+
+
+def join(value: Tensor, tangent: Tensor) -> Tensor:
+    """The dual tensor of a value and its tangent."""
+    dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def is_dual(x: Tensor) -> bool:
+    """Whether `x` carries a tangent of the innermost forward derivative."""
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

@@ -1,0 +1,144 @@
+"""The parts of the bundled networks."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowdsl.diagnostics import fail
+from flowdsl.runtime.contract import NULL_LABEL
+from flowdsl.runtime.nets.attention import attention
+from flowdsl.runtime.nets.duals import innermost_transform, join, split
+
+#: Angular frequencies of the time features, geometrically spaced between these, and their number.
+LOWEST, HIGHEST = 0.25, 8.0
+FEATURES = 64
+
+
+class Linear(nn.Linear):
+    """`x Wᵀ + b`, whose tangent under `torch.func.jvp` is `ẋ Wᵀ`: one product.
+
+    PyTorch's own rule also multiplies `x` by the tangent of the weight, which is zero, at full
+    price (pytorch#69687). The weights are set by `build.initialise`, not here.
+    """
+
+    def reset_parameters(self) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if innermost_transform() != "jvp":
+            return functional.linear(input, self.weight, self.bias)
+        (value, *_), (tangent, *others) = split(input, self.weight, self.bias)
+        if tangent is None or any(t is not None for t in others):
+            return functional.linear(input, self.weight, self.bias)
+        output = functional.linear(value, self.weight, self.bias)
+        return join(output, functional.linear(tangent, self.weight).to(output.dtype))
+
+
+def time_features(time: Tensor, count: int = FEATURES) -> Tensor:
+    """Sines and cosines of times or scalars `(batch,)`, as `(batch, count)`.
+
+    In float32, or float64 for float64 times, whatever autocast says. A time is taken as it is: the
+    factor of 1000 usual in diffusion models would come back in every derivative. Raises for times
+    in half precision, whose rounding is as large as the gaps between them.
+    """
+    if time.dtype in (torch.float16, torch.bfloat16):
+        name = str(time.dtype).removeprefix("torch.")
+        raise fail(
+            "network",
+            f"a time arrives in {name}, too coarse to be differentiated",
+            hint="pass times and scalar conditions in float32, whatever the precision of the rest",
+        )
+    with torch.autocast(time.device.type, enabled=False):
+        precise = time if time.dtype == torch.float64 else time.float()
+        steps = torch.linspace(0, 1, count // 2, dtype=precise.dtype, device=precise.device)
+        frequencies = torch.exp(math.log(LOWEST) + math.log(HIGHEST / LOWEST) * steps)
+        angles = precise[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """A time, a gap between times, or a scalar `(batch,)`, as a vector `(batch, width)`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = Linear(FEATURES, width)
+        self.outer = Linear(width, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        features = time_features(time).to(self.inner.weight.dtype)
+        # One vector per row instead of one per token: full precision costs next to nothing.
+        with torch.autocast(time.device.type, enabled=False):
+            return cast(Tensor, self.outer(functional.silu(self.inner(features))))
+
+
+class LabelEmbedding(nn.Module):
+    """Classes `(batch,)`, and the null label, as vectors `(batch, width)`."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Parameter(torch.empty(classes + 1, width))
+
+    def forward(self, label: Tensor) -> Tensor:
+        row = torch.where(label == NULL_LABEL, self.classes, label)
+        return functional.embedding(row, self.table)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention of tokens `(batch, tokens, width)`, with normalised queries and keys if so."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inputs = Linear(width, 3 * width)
+        self.output = Linear(width, width)
+        self.gains = nn.Parameter(torch.ones(2, width // heads)) if qk_norm else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, width = tokens.shape
+        parts = self.inputs(tokens).view(batch, count, 3, self.heads, width // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.gains is not None:
+            gains = self.gains.to(query.dtype)
+            query, key = rms_norm(query) * gains[0], rms_norm(key) * gains[1]
+        mixed = attention(query, key, value).transpose(1, 2)
+        return cast(Tensor, self.output(mixed.reshape(batch, count, width)))
+
+
+class Block(nn.Module):
+    """A transformer block with adaptive normalisation, which starts as the identity.
+
+    DiT with adaLN-Zero, arXiv:2212.09748, section 3.2. Tokens `(batch, tokens, width)`, condition
+    `(batch, width)`.
+    """
+
+    def __init__(self, width: int, heads: int, *, norm: str, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm = norm
+        self.modulation = Linear(width, 6 * width)
+        self.attention = SelfAttention(width, heads, qk_norm)
+        self.inner = Linear(width, 4 * width)
+        self.outer = Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        shift, scale, gate, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, -1)
+        tokens = tokens + gate * self.attention(modulated(tokens, shift, scale, self.norm))
+        hidden = self.inner(modulated(tokens, shift2, scale2, self.norm))
+        output: Tensor = self.outer(functional.gelu(hidden, approximate="tanh"))
+        return tokens + gate2 * output
+
+
+def modulated(tokens: Tensor, shift: Tensor, scale: Tensor, norm: str) -> Tensor:
+    """Normalised tokens `(batch, tokens, width)`, scaled and shifted row by row."""
+    if norm == "rms":
+        return rms_norm(tokens) * (1 + scale) + shift
+    return functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return functional.rms_norm(x, x.shape[-1:], eps=1e-6)
