@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from flowdsl.prelude.text import affine, call, lerp, literal, minus, over, plus, power, tensor, times
+from flowdsl.prelude.text import (
+    affine,
+    call,
+    lerp,
+    literal,
+    minus,
+    over,
+    plus,
+    power,
+    tensor,
+    times,
+)
 
 Interval = tuple[float, float]
 Texts = dict[str, str]
@@ -194,7 +205,7 @@ _ROWS = [
     Law(
         "beta", (Parameter("a"), Parameter("b")), "number", lambda a, b: (0.0, 1.0),
         "beta, as a share of two gamma variables",
-        lambda p, shape: f"beta({p['a']}, {p['b']}, {shape})",
+        lambda p, shape: f"beta({p['a']}, {p['b']}, ({shape},), generator, kind)",
     ),
     Law(
         "power_law", (Parameter("lo"), Parameter("hi"), Parameter("exponent")), "number",
@@ -258,7 +269,6 @@ LAW_HELPERS: dict[str, str] = {
 ''',
     "beta": '''def beta(a, b, shape, generator, kind):
     """Beta variables: the share of one gamma variable in the sum of two."""
-    shape = shape if isinstance(shape, tuple) else (shape,)
     x, y = (
         torch._standard_gamma(torch.as_tensor(p, **kind).expand(shape), generator=generator)
         for p in (a, b)

@@ -50,6 +50,18 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Rows drawn by exact count: floor(numerator / denominator) of the batch, or of the rows of the
+    share `on` (with `on_others`: of the rows outside it)."""
+
+    name: str
+    numerator: int
+    denominator: int
+    on: str | None = None
+    on_others: bool = False
+
+
+@dataclass(frozen=True)
 class ObjectiveSignature:
     """One compiled objective, as the runtime sees it.
 
@@ -67,6 +79,7 @@ class ObjectiveSignature:
     sampler: Literal["map", "velocity"] = "map"
     conditions: tuple[Condition, ...] = ()
     constants: dict[str, float] = field(default_factory=dict)
+    shares: tuple[Share, ...] = ()
     #: For a map with a fixed end (consistency models): the only end it can jump to, else None.
     fixed_end: float | None = None
 

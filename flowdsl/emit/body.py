@@ -1,0 +1,280 @@
+"""From a graph to the statements of a function: what gets a name, in which order, and under which gradient mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowdsl.emit.draws import share_count
+from flowdsl.emit.names import Names, identifier
+from flowdsl.emit.notation import notation, value_names
+from flowdsl.emit.printer import ATOM, Printer
+from flowdsl.ir.gradient import Gradient, gradient
+from flowdsl.ir.graph import LEAVES, NETWORK_OPS, Count, Graph, Node
+from flowdsl.ir.shares import static_shares
+from flowdsl.spec.core import Kind
+
+#: What to call a value that the spec does not name and that is used more than once.
+_MEANINGS = {
+    "sum_squares": "error",
+    "mean_squares": "mse",
+    "norm": "length",
+    "mean_abs": "size",
+    "batch_mean": "mean",
+    "select": "chosen",
+    "sub": "difference",
+    "add": "total",
+    "mul": "product",
+    "div": "ratio",
+    "pow": "power",
+    "or": "either",
+    "and": "both",
+    "not": "others",
+}
+#: A state of this many characters is named before a network sees it.
+LONG = 48
+
+
+@dataclass
+class Statement:
+    """One line of the function: the nodes it names, the text, a comment, and what it needs."""
+
+    nodes: tuple[int, ...]
+    text: str
+    comment: str = ""
+    frozen: bool = False  # must run without recording a graph
+    neutral: bool = False  # runs the same either way
+
+
+class Body:
+    """Writes the statements that compute a graph's values."""
+
+    def __init__(self, graph: Graph, printer: Printer, names: Names, exact: bool = True) -> None:
+        self.graph = graph
+        self.printer = printer
+        self.names = names
+        self.exact = exact
+        self.gradient: Gradient = gradient(graph)
+        self.statements: list[Statement] = []
+        self._done: set[int] = set()
+        self._results = self._find_results()
+
+    def _find_results(self) -> dict[int, list[int]]:
+        """For each network pass, the nodes that read its outputs: itself, or heads, primals and tangents."""
+        found: dict[int, list[int]] = {}
+        for at in self.graph.calls():
+            several = len(self.graph.objective.networks[self.graph[at].call.network].heads) > 1
+            layers = [at]
+            if self.graph[at].op == "dual":
+                layers = list(dict.fromkeys(self.graph.users[at]))
+            if several:
+                layers = [u for layer in layers for u in dict.fromkeys(self.graph.users[layer])]
+            found[at] = layers
+        return found
+
+    def need(self, at: int) -> None:
+        """Write the statements without which the value of a node cannot be written."""
+        stack: list[tuple[int, bool]] = [(at, False)]
+        while stack:
+            node_at, ready = stack.pop()
+            if node_at in self._done:
+                continue
+            if ready:
+                self._done.add(node_at)
+                self._place(node_at)
+            else:
+                stack.append((node_at, True))
+                stack.extend((i, False) for i in reversed(self.graph[node_at].inputs))
+
+    def _place(self, at: int) -> None:
+        node = self.graph[at]
+        if at in self.printer.names or node.op in LEAVES:
+            return
+        if node.op in NETWORK_OPS:
+            self._place_call(at, node)
+        elif node.op == "rows":
+            self._place_rows(at, node)
+        elif node.op not in ("head", "primal", "tangent") and self._deserves_name(at, node):
+            self._assign(at, node)
+
+    def _deserves_name(self, at: int, node: Node) -> bool:
+        if node.op in ("true", "false") or (node.op == "stop" and not node.name):
+            return False
+        if node.name:
+            return True
+        uses = len(self.graph.users.get(at, ())) + self.graph.roots.count(at)
+        if uses < 2:
+            return False
+        small = node.op not in ("select", "sum_squares", "mean_squares", "norm", "batch_mean")
+        leafy = all(i in self.printer.names or self.graph[i].op in LEAVES for i in node.inputs)
+        return not (small and leafy and node.kind is not Kind.STATE)
+
+    def _assign(self, at: int, node: Node) -> None:
+        text = self.printer.text(at)
+        wanted = identifier(node.name) if node.name else _MEANINGS.get(node.op, node.op)
+        self.printer.names[at] = self.names.take(wanted)
+        self.statements.append(
+            Statement(
+                (at,),
+                f"{self.printer.names[at]} = {text}",
+                neutral=not self.gradient.carries[at] or not self.gradient.wanted[at],
+            )
+        )
+
+    def _place_rows(self, at: int, node: Node) -> None:
+        mask = self.graph[node.inputs[0]]
+        text = self.printer.text(node.inputs[0])
+        inner = self.graph[mask.inputs[0]] if mask.op == "not" else mask
+        word = inner.name or (str(inner.detail) if inner.op == "draw" else "")
+        wanted = "some" if not word else f"not_{word}" if mask.op == "not" else f"{word}_rows"
+        name = self.names.take(identifier(wanted))
+        if isinstance(node.detail, Count):
+            self.printer.helpers.add("pick")
+            text = f"pick({text}, {self.count(node.detail)})"
+        else:
+            text = f"{self.printer.text(node.inputs[0], ATOM)}.nonzero().squeeze(1)"
+        self.printer.names[at] = name
+        self.statements.append(Statement((at,), f"{name} = {text}", neutral=True))
+
+    def count(self, count: Count) -> str:
+        """A number of rows as a function of the batch size."""
+        shares = static_shares(self.graph.objective)
+        text = ""
+        for multiple, share in count.parts:
+            part = (
+                f"len({self.printer.like})"
+                if share is None
+                else share_count(shares, share, f"len({self.printer.like})")
+            )
+            sign = "-" if multiple < 0 else "+"
+            part = part if abs(multiple) == 1 else f"{abs(multiple)} * ({part})"
+            part = f"({part})" if sign == "-" and " " in part else part
+            text = f"{text} {sign} {part}" if text else (part if multiple > 0 else f"-{part}")
+        return text or "0"
+
+    def _place_call(self, at: int, node: Node) -> None:
+        call = node.call
+        frozen = not call.record
+        self.printer.quiet = frozen
+        network = identifier(call.network)
+        arguments = [self.printer.vector(i) for i in node.inputs[: call.arguments]]
+        given = [
+            f"{name}={self.printer.vector(i)}"
+            for name, i in zip(
+                call.conditions, node.inputs[call.arguments : call.point], strict=True
+            )
+        ]
+        rows = None if node.rows is None else self.printer.names[node.rows]
+        text, pair = self._call_text(node, network, arguments, given, rows)
+        self.printer.quiet = False
+        targets, text = self._targets(at, node, text, pair)
+        comment = notation(self.graph, at)
+        if node.rows is not None:
+            where = self.printer.text(self.graph[node.rows].inputs[0])
+            comment += f", only where {_words(where)}"
+        self.statements.append(Statement((at,), f"{targets} = {text}", comment, frozen=frozen))
+
+    def _call_text(
+        self, node: Node, network: str, arguments: list[str], given: list[str], rows: str | None
+    ) -> tuple[str, bool]:
+        """The call, and whether it returns value and change."""
+        call = node.call
+        point = f"({', '.join(arguments)}{',' if len(arguments) == 1 else ''})"
+        if not call.directions:
+            if rows is None:
+                return f"{network}({', '.join([*arguments, *given])})", False
+            self.printer.helpers |= {"evaluate", "spread"}
+            return f"evaluate({', '.join([network, point, rows, *given])})", False
+        tangents = iter(node.inputs[call.point :])
+        directions = []
+        for direction in call.directions:
+            entries = [
+                self.printer.text(next(tangents)) if moves else "None" for moves in direction
+            ]
+            directions.append(f"({', '.join(entries)}{',' if len(entries) == 1 else ''})")
+        name = "jvp" if self.exact else "difference"
+        self.printer.helpers.add(name)
+        function = network
+        for inner in directions[:-1]:
+            pick = "[1]" if self.exact else ""
+            function = f"lambda *x, **c: {name}({function}, x, {inner}, **c){pick}"
+        if rows is None:
+            return f"{name}({', '.join([function, point, directions[-1], *given])})", self.exact
+        self.printer.helpers |= {f"{name}_on", "spread"}
+        return f"{name}_on({', '.join([rows, network, point, directions[-1], *given])})", self.exact
+
+    def _targets(self, at: int, node: Node, text: str, pair: bool) -> tuple[str, str]:
+        """The names on the left, and the text with what is not needed left out."""
+        results = self._results[at]
+        heads = self.graph.objective.networks[node.call.network].heads
+        if node.op == "dual":
+            layers = {self.graph[r].op: r for r in dict.fromkeys(self.graph.users[at])}
+            return ", ".join(
+                self._heads(layers.get(op), node, heads, results, op == "primal")
+                for op in ("primal", "tangent")
+            ), text
+        names = self._heads(at, node, heads, results, not pair)
+        if pair:
+            return f"_, {names}", text
+        if names.startswith("(") and names.endswith(")"):
+            names = names[1:-1]
+        return names, text
+
+    def _heads(
+        self,
+        layer: int | None,
+        node: Node,
+        heads: tuple[tuple[str, Kind], ...],
+        results: list[int],
+        plain: bool,
+    ) -> str:
+        """The names for one layer of a pass: its value or its change."""
+        if layer is None:
+            return "_"
+        if len(heads) == 1:
+            return self._name_result(layer, node, "", plain)
+        readers = {str(self.graph[r].detail): r for r in results if layer in self.graph[r].inputs}
+        if not readers:
+            return "_"
+        return (
+            "("
+            + ", ".join(
+                self._name_result(readers[head], node, head, plain) if head in readers else "_"
+                for head, _ in heads
+            )
+            + ")"
+        )
+
+    def _name_result(self, result: int, node: Node, head: str, plain: bool) -> str:
+        at = self.graph.nodes.index(node)
+        own = self.graph[result].name
+        wanted = value_names(self.graph, at, head)
+        if plain and node.call.directions:  # the value that comes with a derivative
+            wanted = [f"{identifier(head or node.call.network)}_value"]
+        wanted = [identifier(own)] if own else wanted
+        self.printer.names[result] = name = self.names.take(*wanted)
+        return name
+
+
+def _words(mask: str) -> str:
+    """A mask in words: `~diagonal & (t < 0.8)` is `not diagonal and (t < 0.8)`."""
+    return mask.replace("~", "not ").replace(" & ", " and ").replace(" | ", " or ")
+
+
+def arrange(statements: list[Statement]) -> list[Statement | list[Statement]]:
+    """Runs of statements; those that record no graph stand together, with the neutral ones between them."""
+    arranged: list[Statement | list[Statement]] = []
+    at = 0
+    while at < len(statements):
+        if not statements[at].frozen:
+            arranged.append(statements[at])
+            at += 1
+            continue
+        end = at
+        for after in range(at, len(statements)):
+            if statements[after].frozen:
+                end = after
+            elif not statements[after].neutral:
+                break
+        arranged.append(statements[at : end + 1])
+        at = end + 1
+    return arranged

@@ -1,0 +1,108 @@
+"""Line breaking: long statements laid out the way `ruff format` lays them out."""
+
+from __future__ import annotations
+
+WIDTH = 100
+_OPEN, _CLOSE = "([{", ")]}"
+#: Binary operators that may begin a continued line, loosest first.
+_LOOSE = ((" | ",), (" & ",), (" + ", " - "), (" * ", " / "))
+
+
+def lay_out(text: str, indent: int = 0, width: int = WIDTH) -> list[str]:
+    """The lines of one statement, `text` being all of it on one line."""
+    pad = " " * indent
+    if indent + len(text) <= width:
+        return [pad + text]
+    head, body = _statement(text)
+    groups = _top_groups(body)
+    if groups and groups[-1][1] == len(body) - 1 and not _operators(body):
+        start, end = groups[-1]
+        return _split_group(
+            head + body[: start + 1], body[start + 1 : end], body[end:], indent, width
+        )
+    if head:
+        return _split_group(f"{head}(", body, ")", indent, width)
+    return [pad + text]
+
+
+def _statement(text: str) -> tuple[str, str]:
+    """`x = ` or `return ` and the expression after it."""
+    if text.startswith("return "):
+        return "return ", text[7:]
+    depth = 0
+    for at, character in enumerate(text):
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if depth == 0 and text.startswith(" = ", at):
+            return text[: at + 3], text[at + 3 :]
+    return "", text
+
+
+def _split_group(head: str, body: str, tail: str, indent: int, width: int) -> list[str]:
+    pad, inner = " " * indent, " " * (indent + 4)
+    if indent + 4 + len(body) <= width:
+        return [pad + head, inner + body, pad + tail]
+    items = split(body, ",")
+    lines = [pad + head]
+    if len(items) > 1:
+        for item in items:
+            parts = lay_out(item.strip(), indent + 4, width - 1)
+            lines += [*parts[:-1], parts[-1] + ","]
+    else:
+        operators = _operators(body)
+        lines += [
+            line for part in _pieces(body, operators) for line in lay_out(part, indent + 4, width)
+        ]
+    return [*lines, pad + tail]
+
+
+def _pieces(body: str, operators: list[int]) -> list[str]:
+    """The operands, each but the first with its operator before it."""
+    cuts = [0, *(at + 1 for at in operators), len(body)]
+    return [body[a:b].strip() for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _operators(body: str) -> list[int]:
+    """Where the loosest binary operators stand outside all brackets."""
+    for symbols in _LOOSE:
+        found = [at for at in _outside(body) if any(body.startswith(s, at) for s in symbols)]
+        if found:
+            return found
+    return []
+
+
+def _outside(body: str) -> list[int]:
+    depth, found, quoted = 0, [], False
+    for at, character in enumerate(body):
+        if character == '"':
+            quoted = not quoted
+        if not quoted:
+            depth += (character in _OPEN) - (character in _CLOSE)
+            if depth == 0:
+                found.append(at)
+    return found
+
+
+def _top_groups(body: str) -> list[tuple[int, int]]:
+    """The bracketed parts outside all others, first and last character."""
+    depth, start, found, quoted = 0, 0, [], False
+    for at, character in enumerate(body):
+        if character == '"':
+            quoted = not quoted
+        if quoted:
+            continue
+        if character in _OPEN:
+            start = at if depth == 0 else start
+            depth += 1
+        elif character in _CLOSE:
+            depth -= 1
+            if depth == 0:
+                found.append((start, at))
+    return found
+
+
+def split(body: str, separator: str) -> list[str]:
+    """The parts between separators that stand outside all brackets."""
+    cuts = [at for at in _outside(body) if body[at] == separator]
+    edges = [-1, *cuts, len(body)]
+    parts = [body[a + 1 : b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [p for p in parts if p.strip()]

@@ -1,0 +1,238 @@
+"""A compiled objective, ready to be called: `Loss`, and `LossModule`, which binds it to its networks.
+
+Nothing here knows any objective by name; the functions come from emitted source, and what they need stands in the
+`ObjectiveSignature`. Mistakes at this border (a missing network, a label of the wrong shape) are told in the words of
+the spec.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowdsl.diagnostics import did_you_mean, fail
+from flowdsl.runtime.checks import (
+    check_data,
+    check_draws,
+    check_label,
+    check_terms,
+    check_training,
+    check_vector,
+)
+from flowdsl.runtime.contract import ObjectiveSignature
+from flowdsl.runtime.roles import Network, Networks, as_roles, callable_roles
+
+Metrics = dict[str, Tensor]
+
+
+class Loss:
+    """A loss as a pure function of networks, data and draws.
+
+    `source` is the emitted Python text that runs; `signature` says which networks, draws and terms it has.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        signature: ObjectiveSignature,
+        functions: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self.source = source
+        self.signature = signature
+        self._functions = dict(functions)
+
+    def __repr__(self) -> str:
+        networks = ", ".join(n.name for n in self.signature.networks)
+        return f"Loss({self.signature.name}: networks {networks}; terms {', '.join(self.signature.terms)})"
+
+    def draw(
+        self,
+        data: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
+        step: int = 0,
+        steps: int = 1,
+    ) -> dict[str, Tensor]:
+        """Every random number of the loss for a batch, by its name in the spec, on the device of `data`.
+
+        Times and scalars are (batch,) in float32 (float64 for float64 data), rows are (batch,) booleans, noise has the
+        shape of `data`. Raises DiagnosticError for data that are not floating-point states (batch, ...).
+        """
+        if not torch.compiler.is_compiling():
+            check_data(data)
+            check_training(progress, step, steps)
+        drawn: dict[str, Tensor] = self._functions["draw"](data, generator, progress, step, steps)
+        return drawn
+
+    def __call__(
+        self,
+        network: Networks,
+        data: Tensor,
+        *,
+        draws: Mapping[str, Tensor] | None = None,
+        label: Tensor | None = None,
+        progress: float = 0.0,
+        step: int = 0,
+        steps: int = 1,
+        terms: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of a batch and its terms.
+
+        `network` is a module or callable, or a mapping from the spec's names to them where it names several. `data` is
+        (batch, ...), `label` (batch,) of integers with -1 for no class; None is no class anywhere. `terms` picks the
+        terms to add up; None is all. Returns a scalar and detached scalars by term. Raises DiagnosticError.
+        """
+        roles = as_roles(network, self.signature.networks, self.signature.name)
+        if not torch.compiler.is_compiling():
+            check_data(data)
+            check_training(progress, step, steps)
+            check_label(label, data)
+            check_terms(terms, self.signature)
+            if draws is not None:
+                check_draws(draws, data, self.signature)
+        if draws is None:
+            draws = self._functions["draw"](data, None, progress, step, steps)
+        value, metrics = self._functions["loss"](
+            callable_roles(roles, self.signature), data, draws, label, progress, step, steps, terms
+        )
+        return value, metrics
+
+    def bind(self, network: Networks) -> LossModule:
+        """The loss as a module that owns its networks: the thing to wrap in DDP, FSDP2 or torch.compile."""
+        return LossModule(self, network)
+
+    def jump(
+        self,
+        network: Networks,
+        z: Tensor,
+        start: Tensor | float,
+        end: Tensor | float,
+        *,
+        label: Tensor | None = None,
+        **conditions: float | Tensor,
+    ) -> Tensor:
+        """The learned flow map: the states `z` (batch, ...) carried from time `start` to time `end` ((batch,) or a
+        number). Raises DiagnosticError where the objective learns no map."""
+        return self._sample("jump", network, z, (start, end), label, conditions)
+
+    def velocity(
+        self,
+        network: Networks,
+        z: Tensor,
+        time: Tensor | float,
+        *,
+        label: Tensor | None = None,
+        **conditions: float | Tensor,
+    ) -> Tensor:
+        """The learned marginal velocity dz/dt at states `z` (batch, ...) and `time` ((batch,) or a number)."""
+        return self._sample("velocity", network, z, (time,), label, conditions)
+
+    def _sample(
+        self,
+        name: str,
+        network: Networks,
+        z: Tensor,
+        times: tuple[Tensor | float, ...],
+        label: Tensor | None,
+        conditions: Mapping[str, float | Tensor],
+    ) -> Tensor:
+        function = self._functions.get(name)
+        if function is None:
+            other = "velocity" if name == "jump" else "jump"
+            hint = f"use `{other}`" if other in self._functions else ""
+            what = "flow map to jump with" if name == "jump" else "velocity"
+            raise fail("sample", f"{self.signature.name} learns no {what}", hint=hint)
+        learned = as_roles(network, self.signature.learned, self.signature.name, extra=True)
+        if not torch.compiler.is_compiling():
+            check_data(z, "the state z")
+            check_label(label, z)
+        known = [c.name for c in self.signature.conditions]
+        for given in conditions:
+            if given not in known:
+                raise fail(
+                    "sample",
+                    f'{self.signature.name} has no condition "{given}"',
+                    facts=[("conditions", ", ".join(known) or "none")],
+                    hint=did_you_mean(given, known),
+                )
+        vectors = [check_vector(time, z, "a time") for time in times]
+        taken = function.__code__.co_varnames[: function.__code__.co_argcount]
+        used = {key: value for key, value in conditions.items() if key in taken}
+        roles = callable_roles(learned, self.signature)
+        result: Tensor = function(roles, z, *vectors, label, **used)
+        return result
+
+
+class LossModule(nn.Module):
+    """A loss bound to its networks: `forward(data, …) -> (value, metrics)`, with the derivative taken inside.
+
+    This is the layout in which DistributedDataParallel, FSDP2, torch.compile and autocast all give right gradients:
+    wrap this module, never the network. Averages (`slow = ema(F, …)`) that are not given are copied from their network;
+    they and frozen networks do not require gradients.
+    """
+
+    def __init__(self, loss: Loss, network: Networks) -> None:
+        super().__init__()
+        self.loss = loss
+        signature = loss.signature
+        needed = [n for n in signature.networks if n.average_of is None]
+        roles = as_roles(network, needed, signature.name, extra=True)
+        for role in signature.networks:
+            if role.average_of is not None and role.name not in roles:
+                roles[role.name] = copy.deepcopy(roles[role.average_of])
+        as_roles(roles, signature.networks, signature.name)
+        self.networks = nn.ModuleDict({name: _as_module(roles[name]) for name in roles})
+        for role in signature.networks:
+            if role.frozen or role.average_of is not None:
+                self.networks[role.name].requires_grad_(False)
+
+    def forward(
+        self,
+        data: Tensor,
+        *,
+        label: Tensor | None = None,
+        draws: Mapping[str, Tensor] | None = None,
+        progress: float = 0.0,
+        step: int = 0,
+        steps: int = 1,
+        terms: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of a batch and its terms; arguments as in `Loss`."""
+        roles = dict(self.networks.items())
+        return self.loss(
+            roles, data, draws=draws, label=label, progress=progress, step=step, steps=steps,
+            terms=terms,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def update_averages(self) -> None:
+        """One step of every average, parameters by its decay, buffers copied. Call it after each optimiser step."""
+        for role in self.loss.signature.networks:
+            if role.average_of is None:
+                continue
+            average, source = self.networks[role.name], self.networks[role.average_of]
+            decay = 0.0 if role.decay is None else role.decay
+            for slow, fast in zip(average.parameters(), source.parameters(), strict=True):
+                slow.lerp_(fast.to(slow.dtype), 1 - decay)
+            for slow, fast in zip(average.buffers(), source.buffers(), strict=True):
+                slow.copy_(fast)
+
+
+class _Function(nn.Module):
+    """A plain callable in the place of a network."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments: Any, **conditions: Any) -> Any:
+        return self.function(*arguments, **conditions)
+
+
+def _as_module(network: Network) -> nn.Module:
+    return network if isinstance(network, nn.Module) else _Function(network)
