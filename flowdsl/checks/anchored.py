@@ -1,0 +1,152 @@
+"""Is the flow of the data the only solution?"""
+
+from __future__ import annotations
+
+import time
+
+from flowdsl.checks.boundary import deviation
+from flowdsl.checks.check import Check, rows_text
+from flowdsl.checks.identity import used
+from flowdsl.checks.report import Verdict
+from flowdsl.diagnostics import Diagnostic
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.anchor import Anchors, Equation, anchors, passes, reaches_off_diagonal
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.interpret import Conditions
+from flowdsl.proof.judge import judge
+from flowdsl.proof.show import Printer
+from flowdsl.spec.core import Formal
+from flowdsl.spec.objective import Objective
+
+NAME = "anchored"
+
+
+def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    if not analysis.matched:
+        return [Verdict(NAME, "not applicable", "no term states an identity")]
+    begin = time.perf_counter()
+    found = anchors(analysis)
+    verdicts = [_loose(objective, found)] if found.empty and found.equations else []
+    if not verdicts:
+        verdicts = [_tied(analysis, equation, conditions, found)
+                    for conditions, equation in _first(found)]  # fmt: skip
+        verdicts += [_open(analysis, objective, found, c) for c in found.loose]
+        verdicts += [_unread(reason) for reason in dict.fromkeys(found.failures) if not found.tied]
+        verdicts += _elsewhere(objective, analysis)
+    each = (time.perf_counter() - begin) / max(1, len(verdicts))
+    return [Verdict(v.check, v.status, v.message, v.term, v.case, v.left_over, v.order,
+                    v.identities, each, v.diagnostic) for v in verdicts]  # fmt: skip
+
+
+def _first(found: Anchors) -> list[tuple[Conditions, Equation]]:
+    return list(found.tied.items())
+
+
+def _loose(objective: Objective, found: Anchors) -> Verdict:
+    message = "every flow passes, whatever its velocity: nothing ties the map to the data"
+    term = objective.terms[0]
+    diagnostic = Diagnostic(
+        NAME, message, term.span,
+        facts=(("left over", "0 with the exact flow of any other field in the map"),),
+        hint="add a term that regresses the network on `velocity` where its times are equal",
+    )  # fmt: skip
+    return Verdict(NAME, "unanchored", message, diagnostic=diagnostic)
+
+
+def _tied(
+    analysis: Analysis, equation: Equation, conditions: Conditions, found: Anchors
+) -> Verdict:
+    printer = Printer.of(analysis, equation.case)
+    same = [e.case for c, e in found.tied.items() if e is equation]
+    left = printer.state(equation.mean)
+    message = f"another flow v^ leaves {left}, zero only for v^ = v"
+    return Verdict(NAME, "proved", message, equation.case.term.name, rows_text(analysis, same))
+
+
+def _open(
+    analysis: Analysis, objective: Objective, found: Anchors, conditions: Conditions
+) -> Verdict:
+    """A field that no equation ties: never trained, or an equation of an unknown form."""
+    case = found.equations[0].case
+    shown = Printer(analysis, case, ()).conditions(conditions).removeprefix(" | ") or "the map"
+    mentioned = [e for e in found.unread if _mentions(e, conditions)]
+    if not mentioned:
+        message = f"nothing ties the network at {shown} to the data"
+        diagnostic = Diagnostic(
+            NAME, message, case.term.span,
+            hint="train it on such rows: drop conditions on some of them, or add a term",
+        )  # fmt: skip
+        return Verdict(NAME, "unanchored", message, diagnostic=diagnostic)
+    try:
+        if passes(analysis, "zero"):
+            message = "the map that moves nothing passes"
+            return Verdict(NAME, "unanchored", message,
+                           diagnostic=Diagnostic(NAME, message, case.term.span))  # fmt: skip
+    except Undecided:
+        pass
+    left = Printer.of(analysis, mentioned[0].case).state(mentioned[0].mean)
+    message = "whether another flow passes is not decided by what it leaves over"
+    return Verdict(NAME, "undecided", message, mentioned[0].case.term.name, left_over=left)
+
+
+def _mentions(equation: Equation, conditions: Conditions) -> bool:
+    from flowdsl.proof.anchor import _fields
+
+    return conditions in _fields(equation.mean)
+
+
+def _unread(reason: str) -> Verdict:
+    return Verdict(NAME, "undecided", reason)
+
+
+def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    """Maps that are no flows: constants, and what is never trained."""
+    verdicts = []
+    two_times = [
+        m for m in objective.maps.values()
+        if isinstance(m.start, Formal) and isinstance(m.end, Formal)
+    ]  # fmt: skip
+    if two_times and not reaches_off_diagonal(analysis):
+        message = "the map is trained only where its times are equal"
+        diagnostic = Diagnostic(NAME, message, analysis.matched[0].span,
+                                hint="add a term with different times")  # fmt: skip
+        verdicts.append(Verdict(NAME, "unanchored", message, diagnostic=diagnostic))
+    for flow_map in objective.maps.values():
+        if deviation(analysis, flow_map) and passes(analysis, "constant"):
+            message = "a constant map passes: the boundary is not built in"
+            verdicts.append(
+                Verdict(NAME, "unanchored", message, flow_map.name,
+                        diagnostic=Diagnostic(NAME, message, flow_map.span))
+            )  # fmt: skip
+    if _by_semigroup_alone(analysis):
+        verdicts.append(
+            Verdict(NAME, "note", "unique among networks that are continuous in their times: away "
+                                  "from the diagonal only the semigroup identity is used")
+        )  # fmt: skip
+    return verdicts
+
+
+def _by_semigroup_alone(analysis: Analysis) -> bool:
+    sets = [
+        names
+        for case in analysis.all_cases()
+        if judge(analysis, case).outcome == "proved"
+        for names in used(analysis, case)
+    ]
+    apart = [names for names in sets if names and names != ("tangent",)]
+    return bool(apart) and all("semigroup" in names for names in apart)
+
+
+CHECK = Check(
+    NAME,
+    4,
+    "Is the flow of the data the only solution?",
+    """The exact flow of some other field is put into the map, while data and velocity stay. Some term must object: what
+it leaves over must force the other field to be the data's. Constant maps are tried too where the map's line does
+not exclude them.
+
+    target  match d/ds[map(z, t, s)] to stop(F(map(z, t, s), s, s))         # and nothing else
+
+is unanchored: every flow satisfies it. A term that regresses F(z, t, t) on `velocity` ties it to the data.""",
+    _run,
+)

@@ -1,0 +1,158 @@
+"""Does the map satisfy φ(x, t, t) = x for every network, and does its path end in the data?"""
+
+from __future__ import annotations
+
+import time
+
+from flowdsl.checks.check import Check
+from flowdsl.checks.report import Verdict
+from flowdsl.diagnostics import Diagnostic
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.cases import Case
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.numbers import path_weights
+from flowdsl.proof.show import times
+from flowdsl.proof.truth import MapNetwork, shape_of
+from flowdsl.spec.core import Expr, Formal
+from flowdsl.spec.objective import FlowMap, Objective, Path
+
+NAME = "boundary"
+
+
+def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    verdicts = [_path(objective, path) for path in objective.paths.values()]
+    if not objective.maps:
+        verdicts.append(
+            Verdict(NAME, "not applicable", "no map: the network learns a velocity")
+        )
+    for flow_map in objective.maps.values():
+        verdicts.append(_map(objective, analysis, flow_map))
+    return verdicts
+
+
+def _path(objective: Objective, path: Path) -> Verdict:
+    """The path must reach the data at one of its ends, and must not stand still on the way."""
+    begin = time.perf_counter()
+    ends = {}
+    for moment in (0.0, 1.0):
+        try:
+            ends[moment] = path_weights(objective, path, moment)
+        except Undecided:
+            continue
+    data = [moment for moment, (a, s) in ends.items() if close(a, 1) and close(s, 0)]
+    still = [moment for moment in (0.25, 0.5, 0.75) if close(_turn(objective, path, moment), 0)]
+    seconds = time.perf_counter() - begin
+    if still:
+        message = f"{path.state}({still[0]:g}) and its velocity do not determine data and noise"
+        diagnostic = Diagnostic(NAME, message, path.span,
+                                hint="let the path move from data to noise")  # fmt: skip
+        return Verdict(NAME, "refuted", message, path.state, seconds=seconds, diagnostic=diagnostic)
+    if not data:
+        message = f"the path {path.state} is nowhere equal to the data"
+        return Verdict(NAME, "note", message, path.state, seconds=seconds)
+    return Verdict(NAME, "proved", f"{path.state}({data[0]:g}) is the data", path.state,
+                   seconds=seconds)  # fmt: skip
+
+
+def _turn(objective: Objective, path: Path, moment: float) -> float:
+    """α σ' - σ α': zero where state and velocity are not independent."""
+    try:
+        a, s = path_weights(objective, path, moment)
+        da, ds = path_weights(objective, path, moment, velocity=True)
+    except Undecided:
+        return 1.0
+    return a * ds - s * da
+
+
+def close(x: float, y: float) -> bool:
+    return abs(x - y) < 1e-9
+
+
+def _map(objective: Objective, analysis: Analysis, flow_map: FlowMap) -> Verdict:
+    begin = time.perf_counter()
+    try:
+        wrong = deviation(analysis, flow_map)
+    except Undecided as undecided:
+        return Verdict(NAME, "undecided", undecided.reason, flow_map.name,
+                       seconds=time.perf_counter() - begin)  # fmt: skip
+    seconds = time.perf_counter() - begin
+    start = flow_map.start if isinstance(flow_map.start, Formal) else flow_map.end
+    moment = start.name if isinstance(start, Formal) else "0"
+    state = flow_map.state.name
+    law = f"{flow_map.name}({state}, {moment}, {moment}) = {state}"
+    if not wrong:
+        return Verdict(NAME, "proved", f"{law} for every network", flow_map.name, seconds=seconds)
+    message = f"the map does not satisfy {law}"
+    diagnostic = Diagnostic(
+        NAME, message, flow_map.span, facts=(("left over", wrong),),
+        hint="multiply the network by a factor that vanishes where the times are equal",
+    )  # fmt: skip
+    return Verdict(NAME, "refuted", message, flow_map.name, left_over=wrong, seconds=seconds,
+                   diagnostic=diagnostic)  # fmt: skip
+
+
+def deviation(analysis: Analysis, flow_map: FlowMap) -> str:
+    """φ(z, t, t) - z as text; empty when it is zero for every network. Raises `Undecided`."""
+    texts = []
+    for on_rows in kinds(analysis):
+        context = analysis.context()
+        own = MapNetwork(context, shape_of(flow_map, on_rows))
+        scalars = analysis.scalars
+        moment = scalars.symbol("_0")
+        fixed = next((e for e in (flow_map.start, flow_map.end) if not isinstance(e, Formal)), None)
+        if fixed is not None:
+            moment = own._reader(moment, moment, ()).scalar(fixed)
+        named = tuple(
+            (name, scalars.symbol("_1"))
+            for name, value in own.shape.call.conditions
+            if isinstance(value, Formal)
+        )
+        a, b = own.coefficients(moment, moment, named)
+        state, call = flow_map.state.name, own.shape.call
+        name = flow_map.start.name if isinstance(flow_map.start, Formal) else ""
+        show = {"_0": name, "_1": named[0][0] if named else ""}
+        parts = []
+        if a != 1:
+            parts.append(times(_text(analysis, a - 1, show), state))
+        if b:
+            parts.append(times(_text(analysis, b, show), f"{call.head}({state}, {name}, {name})"))
+        if parts:
+            texts.append(" + ".join(parts))
+    return texts[0] if texts else ""
+
+
+def _text(analysis: Analysis, x: object, show: dict[str, str]) -> str:
+    text = analysis.scalars.text(x)
+    for old, new in show.items():
+        text = text.replace(old, new)
+    return text
+
+
+def kinds(analysis: Analysis) -> list:  # type: ignore[type-arg]
+    """How to reduce an expression to each kind of row; as it stands when there are no terms."""
+    found: list[Case] = []
+    try:
+        found = list(analysis.all_cases())
+    except Undecided:
+        pass
+    if not found:
+
+        def same(expr: Expr) -> Expr:
+            return expr
+
+        return [same]
+    return [case.reduce for case in found]
+
+
+CHECK = Check(
+    NAME,
+    1,
+    "Does the map move nothing where its times are equal, and does the path end in the data?",
+    """The map A z + B N is read off its line: A(t, t) must be 1 and B(t, t) must be 0, so that every network, trained
+or not, satisfies φ(x, t, t) = x.
+
+    map  z(t) -> z(r) = z - t * u(z, t, r)
+
+is refuted: φ(z, t, t) - z = -t * u(z, t, t) is left over.""",
+    _run,
+)

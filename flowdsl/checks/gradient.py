@@ -1,0 +1,150 @@
+"""Does every network that should learn receive gradient, and none by accident?"""
+
+from __future__ import annotations
+
+import time
+
+from flowdsl.checks.check import Check
+from flowdsl.checks.report import Verdict
+from flowdsl.diagnostics import Diagnostic
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.sample import live_calls
+from flowdsl.spec.core import Evaluate, Expr, Stop, children
+from flowdsl.spec.objective import Objective, Term
+
+NAME = "gradient"
+
+
+def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    verdicts = _learners(objective)
+    for term in objective.terms:
+        begin = time.perf_counter()
+        found = [*_target(objective, term), *_fixed(objective, term), *_second_order(objective, term),
+                 *_weights(analysis, term)]  # fmt: skip
+        seconds = (time.perf_counter() - begin) / max(1, len(found))
+        verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
+                             seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
+    return verdicts
+
+
+def _expressions(term: Term) -> list[Expr]:
+    """Everything of a term through which gradient may flow; the loss contains prediction and target."""
+    return [term.loss]
+
+
+def _learners(objective: Objective) -> list[Verdict]:
+    learning = [n for n in objective.networks.values() if not n.frozen and n.average_of is None]
+    reached = {
+        call.network for term in objective.terms for e in _expressions(term)
+        for call in live_calls(objective, e)
+    }  # fmt: skip
+    lost = [n for n in learning if n.name not in reached]
+    verdicts = []
+    for network in lost:
+        message = f"{network.name} receives no gradient"
+        diagnostic = Diagnostic(NAME, message, network.span,
+                                hint="predict with it outside stop( ), or declare it frozen")  # fmt: skip
+        verdicts.append(Verdict(NAME, "refuted", message, diagnostic=diagnostic))
+    names = ", ".join(n.name for n in learning if n.name in reached)
+    if names and not lost:
+        word = "receives" if "," not in names else "receive"
+        verdicts.append(Verdict(NAME, "proved", f"{names} {word} gradient"))
+    return verdicts
+
+
+def _target(objective: Objective, term: Term) -> list[Verdict]:
+    """Gradient through a target that was not stopped: `unbiased` says whether it does harm."""
+    if term.target is None:
+        return []
+    names = sorted({call.network for call in live_calls(objective, term.target)})
+    if not names:
+        return []
+    message = f"gradient flows into {', '.join(names)} through the target"
+    diagnostic = Diagnostic(NAME, message, term.target.span, "not stopped",
+                            hint="write stop( ) around the target unless this is meant",
+                            severity="warning")  # fmt: skip
+    return [Verdict(NAME, "note", message, diagnostic=diagnostic)]
+
+
+def _fixed(objective: Objective, term: Term) -> list[Verdict]:
+    """Gradient that passes through the arguments of a network whose parameters are fixed."""
+    found = []
+    for node in _live_nodes(term.loss):
+        network = objective.networks[node.network]
+        if not network.frozen and network.average_of is None:
+            continue
+        through = sorted({c.network for child in children(node)
+                          for c in live_calls(objective, child)})  # fmt: skip
+        if not through:
+            continue
+        what = "a frozen network" if network.frozen else f"an average of {network.average_of}"
+        message = f"gradient reaches {', '.join(through)} through {node.network}, {what}"
+        in_target = term.target is not None and node in _live_nodes(term.target)
+        average = network.average_of is not None and in_target
+        diagnostic = Diagnostic(
+            NAME, message, node.span or term.span,
+            "its parameters are fixed, its arguments are not",
+            hint=f"write stop({node.network}(…)) for a fixed target",
+            severity="error" if average else "warning",
+        )  # fmt: skip
+        found.append(Verdict(NAME, "refuted" if average else "note", message,
+                             diagnostic=diagnostic))  # fmt: skip
+    return found
+
+
+def _live_nodes(expr: Expr) -> list[Evaluate]:
+    """Every network evaluation that is not under a stop."""
+    found: dict[Evaluate, None] = {}
+    seen: set[Expr] = set()
+
+    def visit(node: Expr) -> None:
+        if isinstance(node, Stop) or node in seen:
+            return
+        seen.add(node)
+        for child in children(node):
+            visit(child)
+        if isinstance(node, Evaluate):
+            found[node] = None
+
+    visit(expr)
+    return list(found)
+
+
+def _second_order(objective: Objective, term: Term) -> list[Verdict]:
+    live = [n for n in _live_nodes(term.loss) if n.directions]
+    names = sorted({n.network for n in live if not objective.networks[n.network].frozen})
+    if not names:
+        return []
+    return [Verdict(NAME, "note", f"gradient flows through a derivative of {', '.join(names)}: "
+                                  "the backward pass is of second order")]  # fmt: skip
+
+
+def _weights(analysis: Analysis, term: Term) -> list[Verdict]:
+    """A weight that is zero on some rows trains nothing there."""
+    if term.target is None:
+        return []
+    try:
+        zero = [case for case in analysis.cases(term) if not analysis.weight(case).slope]
+    except Undecided:
+        return []
+    if not zero:
+        return []
+    message = "the loss does not depend on the error: no gradient"
+    diagnostic = Diagnostic(NAME, message, term.loss_span or term.span)
+    return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+
+
+CHECK = Check(
+    NAME,
+    5,
+    "Does every network that should learn receive gradient, and by no path that was not meant?",
+    """A network that learns must be evaluated somewhere outside stop( ). `frozen` and `ema` hold parameters fixed, not
+arguments:
+
+    match d/ds[map(z, t, s)] to slow(map(z, t, s), s, s)
+
+sends gradient through the landing point into the network although `slow` is an average; the target was meant to be
+stop(slow(…)). A derivative outside stop( ) needs a second-order backward pass, which is said as a note.""",
+    _run,
+)

@@ -1,0 +1,163 @@
+"""Is `prediction - target` zero at the truth, and which identity makes it so?"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from flowdsl.checks.check import Check, per_case
+from flowdsl.checks.report import Verdict
+from flowdsl.diagnostics import Diagnostic
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.cases import Case
+from flowdsl.proof.derive import derived_text
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.expand import parts
+from flowdsl.proof.judge import Finding, judge
+from flowdsl.proof.numeric import witness
+from flowdsl.proof.sample import NOISES
+from flowdsl.proof.show import Printer
+from flowdsl.spec.objective import Objective
+
+NAME = "identity"
+#: In this order of preference where several identities would each do.
+SWITCHED = ("tangent", "eulerian", "lagrangian", "semigroup")
+
+
+def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    verdicts = per_case(NAME, analysis, analysis.matched, lambda case: _decide(analysis, case))
+    if not analysis.matched:
+        verdicts.append(Verdict(NAME, "not applicable", "no term matches one thing to another"))
+    return verdicts
+
+
+def _decide(analysis: Analysis, case: Case) -> Verdict:
+    finding = judge(analysis, case)
+    printer = Printer.of(analysis, case)
+    match finding.outcome:
+        case "proved":
+            return _proved(analysis, case, finding, printer)
+        case "order":
+            return _order(finding, printer)
+        case "undecided":
+            return Verdict(NAME, "undecided", finding.reason)
+    return _wrong(analysis, case, finding, printer)
+
+
+def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -> Verdict:
+    assert finding.study is not None
+    if finding.study.networks.regression:
+        return _regression(finding, printer)
+    message = "zero" if finding.exact else "zero in the mean"
+    if finding.values_only:
+        message += ", at these values of the constants only"
+        return Verdict(NAME, "proved", message)
+    return Verdict(NAME, "proved", message, identities=used(analysis, case))
+
+
+def _regression(finding: Finding, printer: Printer) -> Verdict:
+    """No map: what the network predicts must determine the velocity."""
+    assert finding.study is not None
+    ((name, learnt),) = finding.study.networks.regression.items()
+    study = finding.study
+    x = study.context.calculus.symbol("x")
+    v = study.context.calculus.velocity(("flow", printer.own), x, study.row.time)
+    predicted = printer.state(x.scaled(learnt.p) + v.scaled(learnt.q))
+    call = f"{name}({printer.state_name}, {printer.scalar(study.row.time)})"
+    if not learnt.q:
+        message = "what the network predicts does not determine the velocity"
+        diagnostic = Diagnostic(NAME, message, facts=(("predicts", predicted),),
+                                hint="predict the velocity, the noise or the data")  # fmt: skip
+        return Verdict(NAME, "refuted", message, left_over=predicted, diagnostic=diagnostic)
+    if not learnt.p and learnt.q == 1:
+        return Verdict(NAME, "proved", f"{call} learns v, the mean velocity")
+    divisor = printer.scalar(learnt.q)
+    divisor = divisor if divisor.isidentifier() or divisor.isdigit() else f"({divisor})"
+    rest = printer.state(x.scaled(-learnt.p))
+    top = f"({call} {'- ' + rest[1:] if rest.startswith('-') else '+ ' + rest})"
+    solved = f"{top if learnt.p else call} / {divisor}"
+    return Verdict(NAME, "proved", f"{call} learns {predicted}, hence v = {solved}")
+
+
+def _order(finding: Finding, printer: Printer) -> Verdict:
+    assert finding.left is not None and finding.study is not None
+    left = printer.left_over(finding.study, finding.left)
+    if finding.expanded is not None and finding.expanded.higher:
+        left = f"E {left}"
+    power = f"^{finding.order}" if finding.order > 1 else ""
+    message = f"holds to order {finding.order} in {finding.small}, exact where it is 0"
+    return Verdict(
+        NAME, "order", message, left_over=f"{finding.small}{power} * [{left}]", order=finding.order
+    )
+
+
+def _wrong(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -> Verdict:
+    assert finding.left is not None and finding.study is not None
+    assert case.target is not None
+    left = printer.left_over(finding.study, finding.left)
+    status = "biased" if finding.outcome == "biased" else "refuted"
+    facts = []
+    if status == "biased":
+        mean = parts(finding.study.context.series.at_zero(
+            finding.study.target, finding.study.context.eta), NOISES).mean  # fmt: skip
+        solution = printer.state(mean)
+        message = f"learns {solution} instead of the map"
+        facts.append(("learns", solution))
+    else:
+        message = "the target is not what the map implies"
+    derived = derived_text(analysis, case)
+    if derived:
+        facts.append(("derived", derived))
+    example = witness(analysis, finding.study, finding.left)
+    facts.append(("left over", left + (f"      {example}" if example else "")))
+    diagnostic = Diagnostic(
+        NAME, message, case.target.span or case.term.span, "here" if case.target.span else "",
+        tuple(facts), "write the derived target" if derived else "",
+    )  # fmt: skip
+    return Verdict(NAME, status, message, left_over=left, diagnostic=diagnostic)
+
+
+def holds(analysis: Analysis, case: Case, names: frozenset[str]) -> bool:
+    """Is the residual zero in the mean with only these identities (and the boundary) in force?"""
+    try:
+        sorted_parts = analysis.study(case, rules=names | {"boundary"}).parts
+    except Undecided:
+        return False
+    return not sorted_parts.mean and not sorted_parts.inside
+
+
+def used(analysis: Analysis, case: Case) -> tuple[tuple[str, ...], ...]:
+    """The minimal sets of identities that prove a case, smallest first."""
+    switched = [n for n in SWITCHED if any(r.name == n for r in analysis.identities)]
+    everything = frozenset(switched)
+    needed = frozenset(n for n in switched if not holds(analysis, case, everything - {n}))
+    if holds(analysis, case, needed):
+        return (_ordered(needed),)
+    rest = [n for n in switched if n not in needed]
+    minimal: list[frozenset[str]] = []
+    for size in range(1, len(rest) + 1):
+        for extra in combinations(rest, size):
+            candidate = needed | set(extra)
+            if any(known <= candidate for known in minimal):
+                continue
+            if holds(analysis, case, candidate):
+                minimal.append(candidate)
+    return tuple(_ordered(names) for names in minimal)
+
+
+def _ordered(names: frozenset[str]) -> tuple[str, ...]:
+    return tuple(n for n in SWITCHED if n in names)
+
+
+CHECK = Check(
+    NAME,
+    2,
+    "Is prediction - target zero when every network computes the truth?",
+    """The map is solved for its network with the exact flow in its place, the result is put into the term, and the
+identities of flow maps reduce it to a normal form. The conditional velocity is replaced by its mean. What remains
+must be zero.
+
+    target  match u(z, t, r) to stop(velocity + (t - r) * d/dt[u(z, t, r)])
+
+is refuted, because the Eulerian identity has a minus there; the left-over is 2 * (t - r) * d/dt[u(z, t, r)].""",
+    _run,
+)

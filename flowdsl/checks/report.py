@@ -1,0 +1,124 @@
+"""Verdicts, and the report that a check of an objective ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flowdsl.diagnostics import Diagnostic
+
+Status = Literal[
+    "proved", "order", "biased", "refuted", "unanchored", "undecided", "note", "not applicable"
+]
+
+#: What an author must not overlook. A note, and "holds to order k", are told and pass.
+FAILURES: frozenset[str] = frozenset({"biased", "refuted", "unanchored", "undecided"})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One answer: which check, on which term and which rows, what, and why.
+
+    `left_over` is what remains of an identity where it should be zero; `order` the order to which it holds;
+    `identities` the minimal sets of identities each of which suffices for the proof.
+    """
+
+    check: str
+    status: Status
+    message: str
+    term: str = ""
+    case: str = ""
+    left_over: str = ""
+    order: int | None = None
+    identities: tuple[tuple[str, ...], ...] = ()
+    seconds: float = 0.0
+    diagnostic: Diagnostic | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return self.status not in FAILURES
+
+    @property
+    def shown(self) -> str:
+        """The status as it is shown: `order 2` with its number."""
+        return f"order {self.order}" if self.status == "order" else self.status
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "check": self.check,
+            "term": self.term,
+            "rows": self.case,
+            "status": self.shown,
+            "ok": self.ok,
+            "message": self.message,
+            "left_over": self.left_over,
+            "identities": [list(names) for names in self.identities],
+            "milliseconds": round(1e3 * self.seconds, 2),
+            "diagnostic": None if self.diagnostic is None else self.diagnostic.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the checker has to say about one objective."""
+
+    objective: str
+    title: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No verdict is biased, refuted, unanchored or undecided."""
+        return all(verdict.ok for verdict in self.verdicts)
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """The messages that come with the verdicts, each once."""
+        found = dict.fromkeys(v.diagnostic for v in self.verdicts if v.diagnostic is not None)
+        return tuple(found)
+
+    @property
+    def seconds(self) -> float:
+        return sum(verdict.seconds for verdict in self.verdicts)
+
+    def of(self, check: str) -> tuple[Verdict, ...]:
+        """The verdicts of one check."""
+        return tuple(v for v in self.verdicts if v.check == check)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as plain data, for `--json`."""
+        return {
+            "objective": self.objective,
+            "title": self.title,
+            "ok": self.ok,
+            "milliseconds": round(1e3 * self.seconds, 1),
+            "verdicts": [verdict.as_dict() for verdict in self.verdicts],
+        }
+
+    def render(self) -> str:
+        """The verdicts as an aligned table: check, term, rows, verdict, reason."""
+        head = ("check", "term", "rows", "verdict", "reason")
+        rows = [(v.check, v.term, v.case, v.shown, _reason(v)) for v in self.verdicts]
+        return _table([head, *rows])
+
+
+def _reason(verdict: Verdict) -> str:
+    by = " or ".join(" + ".join(names) for names in verdict.identities if names)
+    text = f"{verdict.message} (by {by})" if by else verdict.message
+    return f"{text}: {verdict.left_over}" if verdict.left_over else text
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    lines = list(rows)
+    widths = [max(len(row[k]) for row in lines) for k in range(len(lines[0]) - 1)]
+    shown = []
+    previous: tuple[str, ...] = ()
+    for row in lines:
+        cells = [
+            ("" if k == 0 and previous[:1] == row[:1] else cell).ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        shown.append("  ".join([*cells, row[-1]]).rstrip())
+        previous = row
+    return "\n".join(shown)

@@ -1,0 +1,244 @@
+"""Do all times stay where the path is defined, in one order, and what happens on the diagonal?"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+
+from flowdsl.checks.check import Check, per_case
+from flowdsl.checks.report import Verdict
+from flowdsl.diagnostics import Diagnostic
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.cases import Case
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.inequalities import Affine, Bound, implies
+from flowdsl.proof.numbers import path_weights
+from flowdsl.proof.show import Printer
+from flowdsl.spec.core import (
+    Apply,
+    Evaluate,
+    Expr,
+    Formal,
+    Kind,
+    Level,
+    PathState,
+    PathVelocity,
+    children,
+    replace_formals,
+    walk,
+)
+from flowdsl.spec.kinds import level_of
+from flowdsl.spec.objective import Objective, Path
+
+NAME = "times"
+
+
+def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    return per_case(NAME, analysis, objective.terms, lambda case: _decide(analysis, case))
+
+
+def _decide(analysis: Analysis, case: Case) -> Verdict:
+    row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
+    bounds = analysis.domain.bounds(row)
+    printer = Printer.of(analysis, case)
+    unknown: list[str] = []
+    for expr, path in _moments(analysis, case).items():
+        low, high = domain(analysis.objective, path)
+        for text, claim in _inside(low, high):
+            outcome = _follows(analysis, bounds, expr, claim)
+            name = printer.expression(expr)
+            if outcome is False:
+                return _outside(case, name, text)
+            if outcome is None:
+                unknown.append(name)
+    if unknown:
+        names = ", ".join(dict.fromkeys(unknown))
+        return Verdict(NAME, "undecided", f"whether {names} stays in the path's times is not clear")
+    return _ordered(analysis, case, bounds)
+
+
+def _moments(analysis: Analysis, case: Case) -> dict[Expr, Path]:
+    """The times at which paths and networks are evaluated on these rows."""
+    found: dict[Expr, Path] = {}
+    first = next(iter(analysis.objective.paths.values()))
+    for expr in (case.prediction, case.target):
+        for node in walk(expr) if expr is not None else ():
+            match node:
+                case PathState(path, time, _, _) | PathVelocity(path, time, _, _):
+                    found.setdefault(time, analysis.objective.paths[path])
+                case Evaluate(network, _, args, _, _):
+                    kinds = analysis.objective.networks[network].arguments
+                    for (_, kind), arg in zip(kinds, args, strict=True):
+                        if kind is Kind.TIME:
+                            found.setdefault(arg, first)
+    return found
+
+
+def domain(objective: Objective, path: Path) -> tuple[Fraction, Fraction | None]:
+    """Where a path runs from one end to the other: [0, 1], [0, pi/2] rounded up, or without an end."""
+    ops = {n.op for n in walk(path.body) if isinstance(n, Apply)}
+    if ops & {"sin", "cos", "tan"}:
+        return Fraction(0), Fraction(1570797, 10**6)
+    try:
+        weights = path_weights(objective, path, 1.0)
+    except Undecided:
+        return Fraction(0), Fraction(1)
+    return (Fraction(0), None) if abs(weights[0] - 1) < 1e-12 else (Fraction(0), Fraction(1))
+
+
+def _inside(low: Fraction, high: Fraction | None) -> list[tuple[str, Affine]]:
+    """Claims about a time τ, as affine functions that must not be negative."""
+    moment = Affine.variable("τ")
+    claims = [(f"below {low}", moment - Affine.number(low))]
+    if high is not None:
+        claims.append((f"above {high}", Affine.number(high) - moment))
+    return claims
+
+
+def _follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
+    """Is the claim about τ = expr true on every row? None where that is not known.
+
+    Curricula enter linearly or not at all: then their extreme values decide.
+    """
+    forms = _forms(analysis, expr)
+    if forms is None:
+        return None
+    verdict: bool | None = True
+    for form in forms:
+        factor = claim.coefficient("τ")
+        total = Affine.of({}, claim.constant) + form.scaled(factor)
+        if implies(bounds, Bound(total, False)):
+            continue
+        bounded = {n for b in bounds for n, _ in b.left.terms}
+        if any(n not in bounded for n, _ in form.terms):
+            verdict = None
+        else:
+            return False
+    return verdict
+
+
+def _forms(analysis: Analysis, expr: Expr) -> list[Affine] | None:
+    """The time as affine functions of the draws, one per corner of the curricula in it."""
+    steps = _steps(expr)
+    if not steps:
+        form = analysis.domain.affine(expr, {})
+        return None if form is None else [form]
+    try:
+        ranges = [analysis.curricula.profile(s) for s in steps]
+    except Undecided:
+        return None
+    limits = [
+        (Fraction(p.low).limit_denominator(1000), Fraction(p.high).limit_denominator(1000))
+        for p in ranges
+    ]
+    corners = []
+    for corner in product(*limits):
+        form = analysis.domain.affine(expr, dict(zip(steps, corner, strict=True)))
+        if form is None:
+            return None
+        corners.append(form)
+    return corners if _is_affine_in(analysis, expr, steps, limits) else None
+
+
+def _is_affine_in(
+    analysis: Analysis, expr: Expr, steps: list[Expr], limits: list[tuple[Fraction, Fraction]]
+) -> bool:
+    """Three more points on each edge: a polynomial of low degree cannot agree by accident."""
+    for k, step in enumerate(steps):
+        at = {s: low for s, (low, _) in zip(steps, limits, strict=True)}
+
+        def form(value: Fraction, step: Expr = step, at: dict[Expr, Fraction] = at) -> Affine:
+            found = analysis.domain.affine(expr, {**at, step: value})
+            assert found is not None
+            return found
+
+        low, high = limits[k]
+        for share in (Fraction(1, 2), Fraction(1, 3), Fraction(5, 7)):
+            mixed = form(low).scaled(1 - share) + form(high).scaled(share)
+            if form(low + share * (high - low)) != mixed:
+                return False
+    return True
+
+
+def _steps(expr: Expr) -> list[Expr]:
+    """The largest parts of a time that only change from step to step."""
+    if level_of(expr) is Level.STEP:
+        return [expr]
+    found: dict[Expr, None] = {}
+    for child in children(expr):
+        found.update(dict.fromkeys(_steps(child)))
+    return list(found)
+
+
+def _outside(case: Case, name: str, text: str) -> Verdict:
+    message = f"{name} can lie {text}, where the path is not defined"
+    diagnostic = Diagnostic(NAME, message, case.term.span,
+                            hint="draw it from a law within the path's times")  # fmt: skip
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
+
+
+def _ordered(analysis: Analysis, case: Case, bounds: list[Bound]) -> Verdict:
+    """Which way the maps run on these rows, and whether they are evaluated on the diagonal."""
+    printer = Printer.of(analysis, case)
+    ways: dict[str, None] = {}
+    limits: dict[str, None] = {}
+    for node, start, end in _jumps(analysis, case):
+        difference = Apply("sub", (start, end))
+        if analysis.domain.affine(difference, {}) == Affine.number(0) or start == end:
+            limits[printer.call_text(node)] = None
+            continue
+        down = _follows(analysis, bounds, difference, Affine.variable("τ"))
+        up = _follows(analysis, bounds, Apply("sub", (end, start)), Affine.variable("τ"))
+        a, b = printer.expression(start), printer.expression(end)
+        if down:
+            ways[f"{a} >= {b}"] = None
+        elif up:
+            ways[f"{a} <= {b}"] = None
+        elif down is None or up is None:
+            return Verdict(NAME, "undecided", f"the order of {a} and {b} is not clear")
+        else:
+            ways[f"{a} and {b} in either order"] = None
+    message = ", ".join(["inside the path's times", *ways])
+    if limits:
+        message += f"; 0 / 0 with a limit at {', '.join(limits)}"
+    return Verdict(NAME, "proved", message)
+
+
+def _jumps(analysis: Analysis, case: Case) -> list[tuple[Evaluate, Expr, Expr]]:
+    """Every evaluation of a map's network, with the start and end of the jump it stands for."""
+    found = []
+    for flow_map in analysis.objective.maps.values():
+        calls = [n for n in walk(flow_map.body) if isinstance(n, Evaluate)]
+        if len(calls) != 1:
+            continue
+        inner = calls[0]
+        shown = {a: k for k, a in enumerate(inner.args) if isinstance(a, Formal)}
+        for expr in (case.prediction, case.target):
+            for node in walk(expr) if expr is not None else ():
+                if not isinstance(node, Evaluate):
+                    continue
+                owner = analysis.objective.networks[node.network].average_of or node.network
+                if owner != inner.network:
+                    continue
+                values = {a.name: node.args[k] for a, k in shown.items() if isinstance(a, Formal)}
+                ends = [
+                    replace_formals(e, values) for e in (flow_map.start, flow_map.end)
+                ]
+                if not any(isinstance(n, Formal) for e in ends for n in walk(e)):
+                    found.append((node, ends[0], ends[1]))
+    return found
+
+
+CHECK = Check(
+    NAME,
+    6,
+    "Do all times stay where the path is defined, in one order?",
+    """The supports of the laws and the orders they declare are linear inequalities; every time a path or a network is
+given must follow from them to lie between the path's ends. Evaluations on the diagonal, where a map gives 0 / 0 for
+its network, are named: the limit there is the velocity.
+
+    times  gap ~ uniform(0, 1); s ~ uniform(0, 1); t = s + gap
+
+is refuted: t can lie above 1.""",
+    _run,
+)

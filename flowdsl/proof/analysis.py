@@ -1,0 +1,330 @@
+"""One objective under the calculus: its cases, the truth of each, and what is left of each term there.
+
+Everything is computed on demand and kept, so that the checks share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from flowdsl.proof.cases import Case, cases
+from flowdsl.proof.curriculum import Curricula
+from flowdsl.proof.domain import Domain
+from flowdsl.proof.errors import Clock, Undecided
+from flowdsl.proof.expand import Parts, Series, parts
+from flowdsl.proof.field import SPARE, Element, Scalars
+from flowdsl.proof.interpret import Conditions, Context, Reader
+from flowdsl.proof.marginal import Guidance, Relation
+from flowdsl.proof.sample import NOISES, Row, X, base_state, live_calls
+from flowdsl.proof.state import Calculus, Rule, State
+from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
+from flowdsl.proof.regression import regress
+from flowdsl.proof.variables import change_of_variables
+from flowdsl.proof.weight import ENTRIES, ERROR, ERROR_STOPPED, Weight, weight_of
+from flowdsl.spec.core import Apply, Evaluate, Expr, Given, Kind, PathState, walk
+from flowdsl.spec.objective import Objective, Term
+
+
+@dataclass(frozen=True)
+class Study:
+    """A term of one case with every network in its place.
+
+    `prediction` and `target` still carry η; `residual` is their difference where η is 0, `variation` what the
+    difference does when the networks move, per unit of η.
+    """
+
+    row: Row
+    networks: Networks
+    prediction: State
+    target: State
+    residual: State
+    variation: State
+    notes: frozenset[str]
+
+    @property
+    def context(self) -> Context:
+        return self.row.context
+
+    @cached_property
+    def parts(self) -> Parts:
+        return parts(self.residual, NOISES)
+
+
+@dataclass
+class Analysis:
+    """The objective with its identities, and every study made of it.
+
+    `symbolic` keeps constants as symbols, so that a proof holds for all of their values; else they have the
+    values of the spec.
+    """
+
+    objective: Objective
+    identities: Sequence[Rule]
+    clock: Clock
+    symbolic: bool = True
+    find: Callable[[str], Objective] | None = None  # how other objectives are found by name
+    _contexts: dict[object, Context] = field(default_factory=dict)
+    _studies: dict[object, Study] = field(default_factory=dict)
+    _cases: dict[str, list[Case]] = field(default_factory=dict)
+    _regressions: dict[object, Regression] = field(default_factory=dict)
+
+    @cached_property
+    def curricula(self) -> Curricula:
+        return Curricula(self.objective)
+
+    @cached_property
+    def domain(self) -> Domain:
+        return Domain(self.objective, self.curricula)
+
+    @cached_property
+    def scalars(self) -> Scalars:
+        """The field of this objective: draws in the order of the spec, then the rest."""
+        o = self.objective
+        drawn = [n for n, d in o.draws.items() if d.kind in (Kind.TIME, Kind.SCALAR)]
+        variables = [name for name, _, _ in change_of_variables(o)]
+        other = [*o.constants, "progress", "step", "steps", "_0", "_1"]
+        named = [*variables, *drawn, *other, ERROR, ERROR_STOPPED, ENTRIES]
+        return Scalars(named, spare=4 + _functions(o))
+
+    @cached_property
+    def values(self) -> Analysis:
+        """The same objective with its constants at the values of the spec."""
+        return Analysis(self.objective, self.identities, self.clock, symbolic=False)
+
+    @cached_property
+    def guidance(self) -> Guidance:
+        return Guidance()
+
+    def cases(self, term: Term) -> list[Case]:
+        """Every kind of row the term is computed on."""
+        key = f"{term.name}/{self.objective.terms.index(term)}"
+        if key not in self._cases:
+            self._cases[key] = cases(self.objective, self.domain, term)
+        return self._cases[key]
+
+    @property
+    def matched(self) -> list[Term]:
+        """The terms that claim an identity."""
+        return [term for term in self.objective.terms if term.target is not None]
+
+    def all_cases(self) -> Iterable[Case]:
+        for term in self.matched:
+            yield from self.cases(term)
+
+    # contexts
+
+    def context(
+        self,
+        rules: frozenset[str] | None = None,
+        bindings: Mapping[Expr, Element] | None = None,
+    ) -> Context:
+        """The setting of a reading: identities in force, and values put in the place of scalars."""
+        key = (rules, frozenset((bindings or {}).items()))
+        known = self._contexts.get(key)
+        if known is None:
+            active = [r for r in self.identities if rules is None or r.name in rules]
+            calculus = self._calculus(rules, active)
+            bound = {**self._variables, **(bindings or {})}
+            known = Context(
+                self.objective, self.scalars, calculus, self._series[rules], self.curricula,
+                self._reserved[0], self.symbolic, bound,
+            )  # fmt: skip
+            self._contexts[key] = known
+        return known
+
+    @cached_property
+    def _reserved(self) -> tuple[int, int]:
+        """Two small quantities kept for good: of the gradient, and of expansions in a parameter."""
+        return self.scalars.small(), self.scalars.small()
+
+    @property
+    def small(self) -> int:
+        """The generator in which residuals are expanded."""
+        return self._reserved[1]
+
+    def _calculus(self, rules: frozenset[str] | None, active: Sequence[Rule]) -> Calculus:
+        if rules not in self._series:
+            self._series[rules] = Series(Calculus(self.scalars, active, self.clock))
+        return self._series[rules].calculus
+
+    @cached_property
+    def _series(self) -> dict[frozenset[str] | None, Series]:
+        return {}
+
+    @cached_property
+    def _variables(self) -> dict[Expr, Element]:
+        """Times that the spec names replace the draws they are made of: `t` for `s + gap`."""
+        bound: dict[Expr, Element] = {}
+        reader = Reader(
+            Context(self.objective, self.scalars, Calculus(self.scalars, (), self.clock),
+                    Series(Calculus(self.scalars, (), self.clock)), self.curricula, 0),
+            _Nothing(),
+        )  # fmt: skip
+        for name, expr, draw in change_of_variables(self.objective):
+            bound[expr] = self.scalars.symbol(name)
+            rest = reader.scalar(expr) - self.scalars.symbol(draw.name)
+            bound[draw] = self.scalars.symbol(name) - rest
+        return bound
+
+    # networks
+
+    def networks(self, case: Case, context: Context, kind: str) -> Networks:
+        """The networks on the rows of a case, with the truth or another flow in the maps."""
+        maps: dict[str, MapNetwork] = {}
+        for flow_map in self.objective.maps.values():
+            try:
+                shape = shape_of(flow_map, case.reduce)
+            except Undecided:
+                if self._needs(case, flow_map.body):
+                    raise
+                continue
+            maps.setdefault(shape.call.network, MapNetwork(context, shape))
+        networks = Networks(context, kind, maps, lambda c, p, t: self._marginal(case, context, c, p, t))
+        if not maps and kind != "free":
+            networks.regression.update(self._regressed(case, context, networks))
+        return networks
+
+    def _needs(self, case: Case, body: Expr) -> bool:
+        own = {n.network for n in walk(body) if isinstance(n, Evaluate)}
+        used = {
+            self.objective.networks[n.network].average_of or n.network
+            for e in (case.prediction, case.target)
+            if e is not None
+            for n in walk(e)
+            if isinstance(n, Evaluate)
+        }
+        return bool(own & used)
+
+    def _regressed(
+        self, case: Case, context: Context, networks: Networks
+    ) -> dict[str, Regression]:
+        """Without a map: the network of this term learns the conditional mean of its target."""
+        calls = live_calls(self.objective, case.prediction)
+        if not calls:
+            return {}
+        name = calls[0].network
+        key = (name, case.prediction, case.target, context.calculus.rules, context.symbolic)
+        if key not in self._regressions:
+            self._regressions[key] = regress(self, case, context, networks, name)
+        return {name: self._regressions[key]}
+
+    def conditions(self, case: Case, context: Context) -> Conditions:
+        """The conditions under which the learning network of a case sees its row."""
+        calls = live_calls(self.objective, case.prediction)
+        if not calls and case.target is not None:
+            calls = live_calls(self.objective, case.target)
+        if not calls:
+            return ()
+        return Reader(context, _Nothing()).conditions(calls[0])
+
+    def _marginal(
+        self, case: Case, context: Context, conditions: Conditions, point: State, time: Element
+    ) -> State:
+        """E[velocity | state, conditions], in terms of the flow to be learned (see marginal.py)."""
+        relation = self.relation(case, context, conditions)
+        total = context.calculus.zero
+        for whose, c in relation.items():
+            total = total + context.calculus.velocity(("flow", whose), point, time).scaled(c)
+        return total
+
+    def relation(self, case: Case, context: Context, conditions: Conditions) -> Relation:
+        return self.guidance.relation(self, case, context, conditions)
+
+    # studies
+
+    def base(self, case: Case) -> PathState:
+        return base_state(self.objective, case.prediction, case.target)
+
+    def row(self, case: Case, context: Context, networks: Networks, marginal: State) -> Row:
+        return Row(context, networks, self.base(case), marginal)
+
+    def study(
+        self,
+        case: Case,
+        kind: str = "flow",
+        rules: frozenset[str] | None = None,
+        bindings: Mapping[Expr, Element] | None = None,
+    ) -> Study:
+        """The term of a case with networks of this kind. Raises `Undecided`."""
+        key = (case.prediction, case.target, case.term.name, kind, rules,
+               frozenset((bindings or {}).items()))  # fmt: skip
+        known = self._studies.get(key)
+        if known is None:
+            context = replace(self.context(rules, bindings), notes=set())
+            networks = self.networks(case, context, kind)
+            known = self._studies[key] = self.study_with(case, context, networks)
+        return known
+
+    def study_with(self, case: Case, context: Context, networks: Networks) -> Study:
+        """The term of a case with the given networks."""
+        self._labels_are_seen(case)
+        row = self._row_with_marginal(case, context, networks)
+        reader = Reader(context, networks, row)
+        assert case.target is not None
+        prediction, target = reader.state(case.prediction), reader.state(case.target)
+        difference = prediction - target
+        series = context.series
+        return Study(
+            row, networks, prediction, target,
+            series.at_zero(difference, context.eta),
+            series.coefficient(difference, context.eta, 1),
+            frozenset(context.notes),
+        )  # fmt: skip
+
+    def _row_with_marginal(self, case: Case, context: Context, networks: Networks) -> Row:
+        unknown = context.calculus.zero
+        row = self.row(case, context, networks, unknown)
+        conditions = self.conditions(case, context)
+        x = context.calculus.symbol(X)
+        marginal = (
+            context.calculus.function(("v", ()), x, (row.time,))
+            if networks.kind == "free"
+            else self._marginal(case, context, conditions, x, row.time)
+        )
+        return self.row(case, context, networks, marginal)
+
+    def _labels_are_seen(self, case: Case) -> None:
+        """A label that the learning network does not see would have to be averaged out."""
+        assert case.target is not None
+        live = live_calls(self.objective, case.prediction)
+        seen = {value for call in live[:1] for _, value in call.conditions}
+        for expr in (case.prediction, case.target):
+            for node in walk(expr):
+                if not isinstance(node, Evaluate):
+                    continue
+                for _, value in node.conditions:
+                    hidden = isinstance(value, Given) and live and value not in seen
+                    if hidden:
+                        raise Undecided(
+                            "a network is shown a label that the learning network is not shown",
+                            node.span,
+                        )
+
+    def weight(self, case: Case) -> Weight:
+        """The row's loss as a function of its error."""
+        return weight_of(self, case)
+
+
+def _functions(objective: Objective) -> int:
+    """An upper bound for the transcendental generators an objective needs."""
+    rational = {"add", "sub", "mul", "div", "neg", "select", "sum_squares", "mean_squares"}
+    found: set[Expr] = set()
+    for term in objective.terms:
+        for expr in (term.prediction, term.target, term.loss):
+            if expr is not None:
+                found |= {
+                    node
+                    for node in walk(expr)
+                    if isinstance(node, Evaluate)
+                    or (isinstance(node, Apply) and node.op not in rational)
+                }
+    return min(len(found), SPARE)
+
+
+class _Nothing:
+    """No network may be evaluated here."""
+
+    def value(self, call: object) -> State:
+        raise Undecided("a network inside a scalar")

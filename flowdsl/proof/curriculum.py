@@ -1,0 +1,120 @@
+"""Values that change once per training step: where they start and end, their range, their jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.numbers import evaluate
+from flowdsl.spec.core import Apply, Expr, Level, Training, walk
+from flowdsl.spec.kinds import level_of
+from flowdsl.spec.objective import Objective
+
+GRID = 1001
+STEPS = 1_000_000.0  #: a long run, so that a warm-up counted in steps ends within it
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The value leaps from `before` to `after` at this share of training."""
+
+    progress: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One curriculum over training, sampled at `GRID` equally spaced moments."""
+
+    values: tuple[float, ...]
+    jumps: tuple[Jump, ...]
+
+    @property
+    def start(self) -> float:
+        return self.values[0]
+
+    @property
+    def end(self) -> float:
+        return self.values[-1]
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+
+class Curricula:
+    """The curricula of an objective."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self._constants = {name: float(v) for name, v in objective.constants.items()}
+        self._profiles: dict[Expr, Profile] = {}
+
+    def value(self, expr: Expr, progress: float) -> float:
+        """A step-level expression at a share of training. Raises `Undecided` for batch statistics."""
+        moment = {"progress": progress, "step": progress * STEPS, "steps": STEPS}
+        return float(evaluate(expr, {**self._constants, **moment}))
+
+    def profile(self, expr: Expr) -> Profile:
+        """The curriculum's course; its jumps are found by bisection."""
+        known = self._profiles.get(expr)
+        if known is None:
+            values = tuple(self.value(expr, k / (GRID - 1)) for k in range(GRID))
+            known = self._profiles[expr] = Profile(values, self._jumps(expr, values))
+        return known
+
+    def _jumps(self, expr: Expr, values: tuple[float, ...]) -> tuple[Jump, ...]:
+        scale = max(values) - min(values)
+        found = []
+        for k in range(GRID - 1):
+            if abs(values[k + 1] - values[k]) > 1e-4 * scale:
+                jump = self._bisect(expr, k / (GRID - 1), (k + 1) / (GRID - 1))
+                if jump is not None and abs(jump.after - jump.before) > 1e-6 * scale:
+                    found.append(jump)
+        return tuple(found)
+
+    def _bisect(self, expr: Expr, low: float, high: float) -> Jump | None:
+        before, after = self.value(expr, low), self.value(expr, high)
+        for _ in range(40):
+            middle = (low + high) / 2
+            value = self.value(expr, middle)
+            if abs(value - before) > abs(value - after):
+                high, after = middle, value
+            else:
+                low, before = middle, value
+        return Jump(low, before, after) if before != after else None
+
+    @cached_property
+    def all(self) -> dict[str, Expr]:
+        """Named definitions that depend on where training stands and not on the sample."""
+        return {
+            name: expr
+            for name, expr in self.objective.definitions.items()
+            if level_of(expr) is Level.STEP
+            and self.objective.kind(expr).value in ("scalar", "time")
+            and any(isinstance(node, Training) for node in walk(expr))
+        }
+
+    def name_of(self, expr: Expr) -> str | None:
+        return next((name for name, e in self.all.items() if e == expr), None)
+
+    def attained(self, facts: Mapping[Expr, bool]) -> bool:
+        """Is there a moment of training at which these step-level conditions hold together?"""
+        step = [(c, value) for c, value in facts.items() if level_of(c) is Level.STEP]
+        step = [(c, value) for c, value in step if isinstance(c, Apply)]
+        if not step:
+            return True
+        try:
+            return any(
+                all(bool(self.value(c, k / (GRID - 1))) == value for c, value in step)
+                for k in range(GRID)
+            )
+        except Undecided:
+            return True

@@ -1,0 +1,36 @@
+"""What the calculus says when it cannot go on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from flowdsl.diagnostics import Span
+
+
+class Undecided(Exception):
+    """The calculus has no rule for something; the reason is one clause that a user can read."""
+
+    def __init__(self, reason: str, span: Span | None = None) -> None:
+        self.reason = reason
+        self.span = span
+        super().__init__(reason)
+
+
+class Pole(Exception):
+    """A quantity was evaluated where its denominator vanishes."""
+
+
+@dataclass
+class Clock:
+    """A deadline that long computations look at; past it they end in `Undecided`."""
+
+    limit: float
+    deadline: float = float("inf")
+
+    def start(self) -> None:
+        self.deadline = time.perf_counter() + self.limit
+
+    def look(self) -> None:
+        if time.perf_counter() > self.deadline:
+            raise Undecided(f"no answer within {self.limit:g} s")

@@ -1,0 +1,420 @@
+"""Scalars of the calculus: exact rational functions in times, constants and small quantities.
+
+Every scalar is a sympy `FracElement`: always in lowest terms, so equality is structural and there is no
+separate zero test. Transcendental functions enter as further generators, with one generator per angle,
+
+    p = tan(x / 2),   cos x = (1 - p^2) / (1 + p^2),   sin x = 2 p / (1 + p^2),
+
+so that the Pythagorean relation holds by construction, and one per root, with w^2 reduced on sight.
+*Small* generators (a step e in a derivative, a distance to a border) are never inside a function: there the
+function's Taylor polynomial stands instead, exact up to `ORDER`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from sympy import QQ
+from sympy.polys.fields import FracField
+from sympy.polys.orderings import lex
+
+from flowdsl.proof.errors import Pole, Undecided
+from flowdsl.proof.text import element_text
+
+Element = Any  #: a sympy FracElement of one `Scalars` field
+
+ORDER = 5  #: Taylor polynomials in small quantities keep this many orders
+SMALLS = 6  #: how many small quantities may be in use at once
+SPARE = 14  #: how many transcendental generators an objective may need, unless it says
+
+
+@dataclass(frozen=True)
+class Defined:
+    """A generator that stands for `function(argument)`."""
+
+    function: str
+    argument: Element | None
+    name: str
+
+
+class Scalars:
+    """The field of one objective: its symbols by name, small quantities, and room for functions."""
+
+    def __init__(self, names: Iterable[str], spare: int = SPARE) -> None:
+        self.names: list[str] = list(dict.fromkeys(names))
+        count = len(self.names) + SMALLS + spare
+        self.field = FracField([f"g{i}" for i in range(count)], QQ, lex)
+        self.one: Element = self.field.one
+        self.zero: Element = self.field.zero
+        self._index = {name: i for i, name in enumerate(self.names)}
+        first = len(self.names)
+        self.smalls = tuple(range(first, first + SMALLS))
+        self._free = list(range(first + SMALLS, count))
+        self._in_use = 0
+        self.defined: dict[int, Defined] = {}
+        self._found: dict[tuple[str, object], int] = {}
+        self.roots: list[int] = []
+        self.truncated = False  # whether a Taylor polynomial stands for a function somewhere
+
+    # generators
+
+    def symbol(self, name: str) -> Element:
+        return self.field.gens[self._index[name]]
+
+    def index(self, name: str) -> int:
+        return self._index[name]
+
+    def has(self, name: str) -> bool:
+        return name in self._index
+
+    def generator(self, index: int) -> Element:
+        return self.field.gens[index]
+
+    def number(self, value: Fraction | int) -> Element:
+        exact = Fraction(value)
+        return self.field.ground_new(QQ(exact.numerator, exact.denominator))
+
+    def small(self) -> int:
+        """Borrow a small quantity; give it back with `release`, last borrowed first."""
+        if self._in_use >= SMALLS:
+            raise Undecided("derivatives are nested too deeply")
+        self._in_use += 1
+        return self.smalls[self._in_use - 1]
+
+    def finite_at(self, x: Element, values: Mapping[int, Element]) -> bool:
+        """Is x finite where symbols take these values?"""
+        denom = self._evaluate(x.denom, values)
+        return bool(denom)
+
+    def release(self) -> None:
+        self._in_use -= 1
+
+    def _define(self, function: str, key: object, argument: Element | None, name: str) -> Element:
+        known = self._found.get((function, key))
+        if known is None:
+            if not self._free:
+                raise Undecided("too many different functions of time")
+            known = self._free.pop(0)
+            self._found[function, key] = known
+            self.defined[known] = Defined(function, argument, name)
+            if function == "sqrt":
+                self.roots.append(known)
+        return self.field.gens[known]
+
+    def opaque(self, key: object, name: str) -> Element:
+        """A scalar of which nothing is known but that equal keys are equal."""
+        return self._define("opaque", key, None, name)
+
+    # inspection
+
+    def generators_in(self, x: Element) -> set[int]:
+        """Indices of the generators in x, and of those inside the functions it contains."""
+        found: set[int] = set()
+        for poly in (x.numer, x.denom):
+            for monomial in poly:
+                found.update(i for i, power in enumerate(monomial) if power)
+        for i in list(found):
+            definition = self.defined.get(i)
+            if definition is not None and definition.argument is not None:
+                found |= self.generators_in(definition.argument)
+        return found
+
+    def rational(self, x: Element) -> Fraction | None:
+        """The number x is, or None when it contains a generator."""
+        if any(any(m) for m in x.numer) or any(any(m) for m in x.denom):
+            return None
+        if not x.numer:
+            return Fraction(0)
+        n, d = x.numer.LC, x.denom.LC
+        return Fraction(int(n.numerator), int(n.denominator)) / Fraction(
+            int(d.numerator), int(d.denominator)
+        )
+
+    def name_of(self, index: int) -> str:
+        if index < len(self.names):
+            return self.names[index]
+        if index in self.defined:
+            return self.defined[index].name
+        return f"e{index - len(self.names)}"
+
+    # arithmetic that plain operators do not do
+
+    def normal(self, x: Element) -> Element:
+        """The canonical form: no root in a denominator, no power of a root above the first."""
+        for w in reversed(self.roots):
+            if any(m[w] for m in x.numer) or any(m[w] for m in x.denom):
+                square = self.defined[w].argument
+                n0, n1 = self._split(x.numer, w, square)
+                d0, d1 = self._split(x.denom, w, square)
+                root = self.field.gens[w]
+                below = d0 * d0 - d1 * d1 * square
+                if not below:
+                    raise Pole
+                x = (n0 * d0 - n1 * d1 * square) / below + (n1 * d0 - n0 * d1) / below * root
+        return x
+
+    def _split(self, poly: Any, w: int, square: Element) -> tuple[Element, Element]:
+        even: Element = self.zero
+        odd: Element = self.zero
+        for power in {m[w] for m in poly}:
+            terms = {(*m[:w], 0, *m[w + 1 :]): c for m, c in poly.items() if m[w] == power}
+            part = self.field(poly.ring.from_dict(terms)) * square ** (power // 2)
+            if power % 2:
+                odd = odd + part
+            else:
+                even = even + part
+        return even, odd
+
+    def divide(self, a: Element, b: Element) -> Element:
+        if not b:
+            raise Pole
+        return self.normal(a / b) if self.roots else a / b
+
+    def derivative(self, x: Element, index: int) -> Element:
+        """The partial derivative in a generator, functions of it included."""
+        total = x.diff(self.field.gens[index])
+        for w, definition in self.defined.items():
+            argument = definition.argument
+            if argument is None or index not in self.generators_in(argument):
+                continue
+            outer = x.diff(self.field.gens[w])
+            if outer:
+                inner = self.derivative(argument, index)
+                total = total + outer * self._slope(w, definition) * inner
+        return self.normal(total) if self.roots else total
+
+    def _slope(self, w: int, definition: Defined) -> Element:
+        own = self.field.gens[w]
+        match definition.function:
+            case "tan_half":
+                return (1 + own**2) / 2
+            case "sqrt":
+                return 1 / (2 * own)
+            case "exp":
+                return own
+            case "log":
+                return 1 / definition.argument
+            case "atan":
+                return 1 / (1 + definition.argument**2)
+        raise Undecided(f"the derivative of {definition.name} is not known")
+
+    def valuation(self, x: Element, index: int) -> int:
+        """The order of the zero of x where the generator vanishes (negative at a pole)."""
+        if not x:
+            return 10**6
+        return int(min(m[index] for m in x.numer)) - int(min(m[index] for m in x.denom))
+
+    def at_zero(self, x: Element, index: int) -> Element:
+        """x where the generator is 0. Raises `Pole` where it has no value."""
+        inner = [
+            w
+            for w, d in self.defined.items()
+            if d.argument is not None and index in self.generators_in(d.argument)
+        ]
+        if any(any(m[w] for m in x.numer) or any(m[w] for m in x.denom) for w in inner):
+            values = {w: self._redefine(self.defined[w], index) for w in inner}
+            numer = self._evaluate(x.numer, values)
+            denom = self._evaluate(x.denom, values)
+            x = self.divide(numer, denom)
+        numer = {m: c for m, c in x.numer.items() if not m[index]}
+        denom = {m: c for m, c in x.denom.items() if not m[index]}
+        if not denom:
+            raise Pole
+        if len(numer) == len(x.numer) and len(denom) == len(x.denom):
+            return x
+        ring = x.numer.ring
+        return self.field.new(ring.from_dict(numer), ring.from_dict(denom))
+
+    def _redefine(self, definition: Defined, index: int) -> Element:
+        argument = self.at_zero(definition.argument, index)
+        match definition.function:
+            case "tan_half":
+                return self.tan_half(argument)
+            case "sqrt":
+                return self.sqrt(argument)
+            case "exp":
+                return self.exp(argument)
+            case "log":
+                return self.log(argument)
+        return self.atan(argument)
+
+    def _evaluate(self, poly: Any, values: Mapping[int, Element]) -> Element:
+        total: Element = self.zero
+        for monomial, c in poly.items():
+            kept = tuple(0 if i in values else p for i, p in enumerate(monomial))
+            term = self.field(poly.ring.from_dict({kept: c}))
+            for i, value in values.items():
+                if monomial[i]:
+                    term = term * value ** monomial[i]
+            total = total + term
+        return total
+
+    def rename(self, x: Element, old: int, new: int) -> Element:
+        """x with one symbol in the place of another that does not occur in it."""
+        return self.divide(
+            self._evaluate(x.numer, {old: self.field.gens[new]}),
+            self._evaluate(x.denom, {old: self.field.gens[new]}),
+        )
+
+    def substitute(self, x: Element, index: int, value: Element) -> Element:
+        """x with a value in the place of a symbol that no function contains."""
+        if any(
+            d.argument is not None and index in self.generators_in(d.argument)
+            for w, d in self.defined.items()
+            if w in self.generators_in(x)
+        ):
+            raise Undecided("a function of time at another time")
+        return self.divide(
+            self._evaluate(x.numer, {index: value}), self._evaluate(x.denom, {index: value})
+        )
+
+    # functions
+
+    def _at_rest(self, x: Element) -> Element:
+        """x where every small quantity is 0: the point about which functions are expanded."""
+        for i in self.smalls:
+            x = self.at_zero(x, i)
+        return x
+
+    def _taylor(self, x: Element, slopes: Callable[[Element], list[Element]]) -> Element:
+        base = self._at_rest(x)
+        step = x - base
+        coefficients = slopes(base)
+        if not step:
+            return coefficients[0]
+        self.truncated = True
+        total: Element = self.zero
+        for k, c in reversed(list(enumerate(coefficients))):
+            total = total * step + c / math.factorial(k)
+        return total
+
+    def tan_half(self, x: Element) -> Element:
+        """tan(x / 2) of x free of small quantities; sums of symbols by the addition formula."""
+        if not x:
+            return self.zero
+        if x.denom == 1 and len(x.numer) > 1:
+            parts = [self.field(x.numer.ring.from_dict({m: c})) for m, c in x.numer.items()]
+            total = self.tan_half(parts[0])
+            for part in parts[1:]:
+                other = self.tan_half(part)
+                total = self.divide(total + other, 1 - total * other)
+            return total
+        factor = self.rational(self.field(x.numer.LC)) if x.denom == 1 else None
+        if factor is not None and factor.denominator == 1 and factor != 1:
+            unit = self.tan_half(x / self.number(abs(factor)) * (1 if factor > 0 else -1))
+            total = unit
+            for _ in range(abs(factor.numerator) - 1):
+                total = self.divide(total + unit, 1 - total * unit)
+            return total if factor > 0 else -total
+        return self._define("tan_half", x, x, f"tan({self.text(x)} / 2)")
+
+    def _circle(self, base: Element) -> tuple[Element, Element]:
+        p = self.tan_half(base)
+        return (1 - p**2) / (1 + p**2), 2 * p / (1 + p**2)
+
+    def cos(self, x: Element) -> Element:
+        def slopes(base: Element) -> list[Element]:
+            c, s = self._circle(base)
+            return ([c, -s, -c, s] * 2)[: ORDER + 1]
+
+        return self._taylor(x, slopes)
+
+    def sin(self, x: Element) -> Element:
+        def slopes(base: Element) -> list[Element]:
+            c, s = self._circle(base)
+            return ([s, c, -s, -c] * 2)[: ORDER + 1]
+
+        return self._taylor(x, slopes)
+
+    def exp(self, x: Element) -> Element:
+        def slopes(base: Element) -> list[Element]:
+            value = self._exp(base)
+            return [value] * (ORDER + 1)
+
+        return self._taylor(x, slopes)
+
+    def _exp(self, x: Element) -> Element:
+        """Sums become products and whole multiples powers, so that exp(a) exp(-a) is 1."""
+        if not x:
+            return self.one
+        if x.denom != 1:
+            return self._define("exp", x, x, f"exp({self.text(x)})")
+        total: Element = self.one
+        for m, c in x.numer.items():
+            power = int(c.numerator)
+            unit = self.field(x.numer.ring.from_dict({m: c / power}))
+            total = total * self._define("exp", unit, unit, f"exp({self.text(unit)})") ** power
+        return total
+
+    def log(self, x: Element) -> Element:
+        def slopes(base: Element) -> list[Element]:
+            if base == 1:
+                value = self.zero
+            elif not base:
+                raise Pole
+            else:
+                value = self._define("log", base, base, f"log({self.text(base)})")
+            signs = [math.factorial(k - 1) * (-1) ** (k - 1) for k in range(1, ORDER + 1)]
+            return [value, *(s / base**k for k, s in enumerate(signs, 1))]
+
+        return self._taylor(x, slopes)
+
+    def sqrt(self, x: Element) -> Element:
+        def slopes(base: Element) -> list[Element]:
+            if not base:
+                raise Pole
+            w = self._root(base)
+            values, factor = [w], Fraction(1)
+            for k in range(ORDER):
+                factor *= Fraction(1, 2) - k
+                values.append(self.number(factor) * w / base ** (k + 1))
+            return values
+
+        return self.zero if not x else self._taylor(x, slopes)
+
+    def _root(self, x: Element) -> Element:
+        value = self.rational(x)
+        if value is not None and value > 0:
+            n, d = math.isqrt(value.numerator), math.isqrt(value.denominator)
+            if n * n == value.numerator and d * d == value.denominator:
+                return self.number(Fraction(n, d))
+        return self._define("sqrt", x, x, f"sqrt({self.text(x)})")
+
+    def atan(self, x: Element) -> Element:
+        base = self._at_rest(x)
+        if base != x:
+            raise Undecided("the derivative of atan was not needed so far")
+        return self._define("atan", x, x, f"atan({self.text(x)})") if x else self.zero
+
+    # numbers and text
+
+    def numeric(self, x: Element, values: Mapping[int, float]) -> float:
+        """x in floating point, given a value for every symbol in it."""
+
+        def value(i: int) -> float:
+            definition = self.defined.get(i)
+            if definition is None or definition.argument is None:
+                return values[i]
+            argument = self.numeric(definition.argument, values)
+            if definition.function == "tan_half":
+                return math.tan(argument / 2)
+            return float(getattr(math, definition.function)(argument))
+
+        def polynomial(poly: Any) -> float:
+            total = 0.0
+            for m, c in poly.items():
+                term = int(c.numerator) / int(c.denominator)
+                for i, power in enumerate(m):
+                    if power:
+                        term *= value(i) ** power
+                total += term
+            return total
+
+        return polynomial(x.numer) / polynomial(x.denom)
+
+    def text(self, x: Element) -> str:
+        return element_text(self, x)

@@ -1,0 +1,95 @@
+"""Systems of linear inequalities over the rationals, decided exactly (Fourier and Motzkin's elimination)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+LIMIT = 4000  #: systems that grow beyond this are given up as feasible
+
+
+@dataclass(frozen=True)
+class Affine:
+    """constant + Σ coefficient * variable; zero coefficients are dropped."""
+
+    terms: tuple[tuple[str, Fraction], ...]
+    constant: Fraction
+
+    @staticmethod
+    def of(terms: Mapping[str, Fraction], constant: Fraction | int = 0) -> Affine:
+        kept = tuple(sorted((n, Fraction(c)) for n, c in terms.items() if c))
+        return Affine(kept, Fraction(constant))
+
+    @staticmethod
+    def number(value: Fraction | int) -> Affine:
+        return Affine((), Fraction(value))
+
+    @staticmethod
+    def variable(name: str) -> Affine:
+        return Affine(((name, Fraction(1)),), Fraction(0))
+
+    def __add__(self, other: Affine) -> Affine:
+        terms = dict(self.terms)
+        for name, c in other.terms:
+            terms[name] = terms.get(name, Fraction(0)) + c
+        return Affine.of(terms, self.constant + other.constant)
+
+    def __neg__(self) -> Affine:
+        return self.scaled(Fraction(-1))
+
+    def __sub__(self, other: Affine) -> Affine:
+        return self + (-other)
+
+    def scaled(self, factor: Fraction) -> Affine:
+        return Affine.of({n: c * factor for n, c in self.terms}, self.constant * factor)
+
+    def coefficient(self, name: str) -> Fraction:
+        return dict(self.terms).get(name, Fraction(0))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`left > 0` when strict, else `left >= 0`."""
+
+    left: Affine
+    strict: bool
+
+
+def feasible(bounds: Iterable[Bound]) -> bool:
+    """Is there a point that satisfies every bound?"""
+    system = set(bounds)
+    while True:
+        for bound in [b for b in system if not b.left.terms]:
+            value = bound.left.constant
+            if value < 0 or (bound.strict and value == 0):
+                return False
+            system.discard(bound)
+        names = {name for b in system for name, _ in b.left.terms}
+        if not names or len(system) > LIMIT:
+            return True
+        name = min(names, key=lambda n: _growth(system, n))
+        system = _without(system, name)
+
+
+def _growth(system: set[Bound], name: str) -> int:
+    up = sum(b.left.coefficient(name) > 0 for b in system)
+    down = sum(b.left.coefficient(name) < 0 for b in system)
+    return up * down - up - down
+
+
+def _without(system: set[Bound], name: str) -> set[Bound]:
+    """The projection along one variable."""
+    up = [b for b in system if b.left.coefficient(name) > 0]
+    down = [b for b in system if b.left.coefficient(name) < 0]
+    rest = {b for b in system if not b.left.coefficient(name)}
+    for low in up:
+        for high in down:
+            a, b = low.left.coefficient(name), -high.left.coefficient(name)
+            rest.add(Bound(low.left.scaled(b) + high.left.scaled(a), low.strict or high.strict))
+    return rest
+
+
+def implies(bounds: Iterable[Bound], claim: Bound) -> bool:
+    """Does every point of the system satisfy the claim?"""
+    return not feasible([*bounds, Bound(-claim.left, not claim.strict)])

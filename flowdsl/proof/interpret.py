@@ -1,0 +1,336 @@
+"""Core expressions as states and scalars of the calculus.
+
+The reader walks the very trees that are compiled. What a network computes is asked of a `Solution`; what a path
+state is, of a `Sample`. Gradient is followed by one small generator η: a network that learns computes
+`solution + η g` with a free test function g, `stop` sets η to 0, and the coefficient of η is the variation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flowdsl.proof.curriculum import Curricula
+from flowdsl.proof.errors import Pole, Undecided
+from flowdsl.proof.expand import Series
+from flowdsl.proof.field import Element, Scalars
+from flowdsl.proof.state import Calculus, State
+from flowdsl.spec.core import (
+    Apply,
+    Constant,
+    Draw,
+    Evaluate,
+    Expr,
+    Formal,
+    Given,
+    Kind,
+    Null,
+    Number,
+    PathState,
+    PathVelocity,
+    Stop,
+    Training,
+    walk,
+)
+from flowdsl.spec.objective import Objective
+
+Conditions = tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every reading of one objective shares."""
+
+    objective: Objective
+    scalars: Scalars
+    calculus: Calculus
+    series: Series
+    curricula: Curricula
+    eta: int  # the small generator of the gradient
+    symbolic: bool = True  # constants as symbols; else as their values
+    bindings: Mapping[Expr, Element] = field(default_factory=dict)
+    notes: set[str] = field(default_factory=set)
+
+
+class Solution(Protocol):
+    """What the networks of an objective compute."""
+
+    def value(self, call: Call) -> State: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """A network's head at a point; `live` when its parameters receive gradient here."""
+
+    network: str
+    head: str
+    conditions: Conditions
+    point: State
+    times: tuple[Element, ...]
+    live: bool
+    node: Evaluate
+
+
+class Sample(Protocol):
+    """The random row: its path state is the symbol x, its data and noise follow from x and velocity."""
+
+    def state(self, reader: Reader, node: PathState) -> State: ...
+
+    def velocity(self, reader: Reader, node: PathVelocity) -> State: ...
+
+    def end(self, name: str) -> State: ...
+
+
+class Reader:
+    """Reads expressions in one setting: formals, a sample, and what the networks compute."""
+
+    def __init__(
+        self,
+        context: Context,
+        solution: Solution,
+        sample: Sample | None = None,
+        formals: Mapping[str, Element | State] | None = None,
+    ) -> None:
+        self.context = context
+        self.solution = solution
+        self.sample = sample
+        self.formals = dict(formals or {})
+        self._states: dict[tuple[Expr, bool], State] = {}
+        self._scalars: dict[Expr, Element] = {}
+
+    # states
+
+    def state(self, expr: Expr, live: bool = True) -> State:
+        """A state-kind expression; `live` says whether gradient may flow through it."""
+        known = self._states.get((expr, live))
+        if known is None:
+            self.context.calculus.clock.look()
+            known = self._states[expr, live] = self._state(expr, live)
+        return known
+
+    def _state(self, expr: Expr, live: bool) -> State:
+        match expr:
+            case PathState() if self.sample is not None:
+                return self.sample.state(self, expr)
+            case PathVelocity() if self.sample is not None:
+                return self.sample.velocity(self, expr)
+            case Given(name) if self.sample is not None and name in ("data", "noise"):
+                return self.sample.end(name)
+            case Draw(name, Kind.STATE, _):
+                return self.context.calculus.symbol(name)
+            case Formal(name, Kind.STATE):
+                value = self.formals.get(name)
+                if isinstance(value, State):
+                    return value
+            case Stop(body):
+                return self.state(body, False)
+            case Evaluate():
+                return self._evaluate(expr, live)
+            case Apply(op, args):
+                return self._apply(expr, op, args, live)
+        raise Undecided(f"nothing is known about {_describe(expr)}", expr.span)
+
+    def _apply(self, expr: Expr, op: str, args: tuple[Expr, ...], live: bool) -> State:
+        match op:
+            case "add":
+                return self.state(args[0], live) + self.state(args[1], live)
+            case "sub":
+                return self.state(args[0], live) - self.state(args[1], live)
+            case "neg":
+                return -self.state(args[0], live)
+            case "mul":
+                first = self._is_state(args[0])
+                vector, factor = args if first else reversed(args)
+                return self.state(vector, live).scaled(self.scalar(factor))
+            case "div":
+                try:
+                    return self.state(args[0], live).over(self.scalar(args[1]))
+                except Pole:
+                    raise Undecided("a division by zero", expr.span) from None
+            case "clip":
+                self.context.notes.add("clip is taken as the identity: it must not bind at the truth")
+                return self.state(args[0], live)
+            case "select":
+                raise Undecided("a selection that the case does not decide", expr.span)
+        raise Undecided(f"{op} of a state is not linear in it", expr.span)
+
+    def _is_state(self, expr: Expr) -> bool:
+        return self.context.objective.kind(expr) is Kind.STATE
+
+    # networks
+
+    def _evaluate(self, node: Evaluate, live: bool) -> State:
+        """A network, or its derivative along tangents: the coefficient of e1 … ek."""
+        context = self.context
+        network = context.objective.networks[node.network]
+        point: State | None = None
+        times: list[Element] = []
+        borrowed = [context.scalars.small() for _ in node.directions]
+        try:
+            for k, ((_, kind), arg) in enumerate(zip(network.arguments, node.args, strict=True)):
+                moves = [(e, d[k]) for e, d in zip(borrowed, node.directions, strict=True)]
+                if kind is Kind.STATE and point is None:
+                    point = self._moved_state(arg, moves, live)
+                elif kind in (Kind.TIME, Kind.SCALAR):
+                    times.append(self._moved_scalar(arg, moves))
+                else:
+                    raise Undecided(f"{node.network} reads more than one state", node.span)
+            if point is None:
+                raise Undecided(f"{node.network} reads no state", node.span)
+            learns = live and not network.frozen and network.average_of is None
+            call = Call(node.network, node.head, self.conditions(node), point, tuple(times),
+                        learns, node)  # fmt: skip
+            value = self.solution.value(call)
+            for e in borrowed:
+                value = context.series.coefficient(value, e, 1)
+        except Pole:
+            raise Undecided(f"{node.network} is evaluated where it has a pole", node.span) from None
+        finally:
+            for _ in borrowed:
+                context.scalars.release()
+        return value
+
+    def _moved_state(self, arg: Expr, moves: list[tuple[int, Expr | None]], live: bool) -> State:
+        point = self.state(arg, live)
+        for e, tangent in moves:
+            if tangent is not None:
+                step = self.context.scalars.generator(e)
+                point = point + self.state(tangent, live).scaled(step)
+        return point
+
+    def _moved_scalar(self, arg: Expr, moves: list[tuple[int, Expr | None]]) -> Element:
+        time = self.scalar(arg)
+        for e, tangent in moves:
+            if tangent is not None:
+                time = time + self.scalar(tangent) * self.context.scalars.generator(e)
+        return time
+
+    def conditions(self, node: Evaluate) -> Conditions:
+        """The conditions of a call, as keys: a label by its name, a number by its value."""
+        return tuple((name, self._condition(value)) for name, value in node.conditions)
+
+    def _condition(self, value: Expr) -> object:
+        match value:
+            case Null():
+                return "null"
+            case Given(name) | Draw(name, Kind.LABEL, _):
+                return name
+        if self.context.objective.kind(value) in (Kind.TIME, Kind.SCALAR):
+            return self.scalar(value)
+        raise Undecided("a condition that the calculus cannot name", value.span)
+
+    # scalars
+
+    def scalar(self, expr: Expr) -> Element:
+        """A scalar-kind expression. No gradient is followed through scalars."""
+        known = self._scalars.get(expr)
+        if known is None:
+            known = self._scalars[expr] = self._scalar(expr)
+        return known
+
+    def _scalar(self, expr: Expr) -> Element:
+        scalars, bound = self.context.scalars, self.context.bindings.get(expr)
+        if bound is not None:
+            return bound
+        match expr:
+            case Number(value):
+                return scalars.number(value)
+            case Constant(name):
+                if self.context.symbolic:
+                    return scalars.symbol(name)
+                return scalars.number(self.context.objective.constants[name])
+            case Draw(name, _, _) | Training(name):
+                return scalars.symbol(name)
+            case Formal(name, _):
+                value = self.formals.get(name)
+                if value is not None and not isinstance(value, State):
+                    return value
+            case Stop(body):
+                return self.scalar(body)
+            case Apply(op, args):
+                return self._function(expr, op, args)
+            case Evaluate():
+                return self._opaque(expr)
+        raise Undecided(f"nothing is known about {_describe(expr)}", expr.span)
+
+    def _function(self, expr: Apply, op: str, args: tuple[Expr, ...]) -> Element:
+        scalars = self.context.scalars
+        try:
+            match op:
+                case "add" | "sub" | "mul" | "div" | "neg":
+                    return self._arithmetic(op, [self.scalar(a) for a in args])
+                case "pow":
+                    return self._power(expr, args)
+                case "sin":
+                    return scalars.sin(self.scalar(args[0]))
+                case "cos":
+                    return scalars.cos(self.scalar(args[0]))
+                case "tan":
+                    x = self.scalar(args[0])
+                    return scalars.divide(scalars.sin(x), scalars.cos(x))
+                case "sqrt":
+                    return scalars.sqrt(self.scalar(args[0]))
+                case "exp":
+                    return scalars.exp(self.scalar(args[0]))
+                case "log":
+                    return scalars.log(self.scalar(args[0]))
+                case "atan":
+                    return scalars.atan(self.scalar(args[0]))
+                case "sigmoid" if not self._in_curriculum(expr):
+                    e = scalars.exp(self.scalar(args[0]))
+                    return scalars.divide(e, 1 + e)
+        except Pole:
+            raise Undecided(f"{op} is evaluated where it has no value", expr.span) from None
+        return self._opaque(expr)
+
+    def _arithmetic(self, op: str, values: list[Element]) -> Element:
+        scalars = self.context.scalars
+        match op:
+            case "add":
+                total = values[0] + values[1]
+            case "sub":
+                total = values[0] - values[1]
+            case "mul":
+                total = values[0] * values[1]
+            case "neg":
+                total = -values[0]
+            case _:
+                return scalars.divide(values[0], values[1])
+        return scalars.normal(total) if scalars.roots else total
+
+    def _power(self, expr: Apply, args: tuple[Expr, ...]) -> Element:
+        scalars = self.context.scalars
+        base, exponent = self.scalar(args[0]), scalars.rational(self.scalar(args[1]))
+        if exponent is None or exponent.denominator > 2 or abs(exponent.numerator) > 12:
+            return self._opaque(expr)
+        if exponent.denominator == 2:
+            base = scalars.sqrt(base)
+        power = base ** abs(exponent.numerator)
+        if exponent < 0:
+            power = scalars.divide(scalars.one, power)
+        return scalars.normal(power) if scalars.roots else power
+
+    def _in_curriculum(self, expr: Expr) -> bool:
+        return any(isinstance(node, Training) for node in walk(expr))
+
+    def _opaque(self, expr: Expr) -> Element:
+        """A scalar that is only known by name: a learned weight, a norm, a clipped value."""
+        if any(isinstance(node, Formal) for node in walk(expr)):
+            raise Undecided(f"{_describe(expr)} inside a map", expr.span)
+        name = self.context.curricula.name_of(expr)
+        if name is None:
+            definitions = self.context.objective.definitions.items()
+            name = next((n for n, e in definitions if e == expr), None) or _describe(expr)
+        return self.context.scalars.opaque(expr, name)
+
+
+def _describe(expr: Expr) -> str:
+    if expr.span is not None and "\n" not in expr.span.text:
+        return f"`{expr.span.text}`"
+    match expr:
+        case Apply(op, _):
+            return f"{op}(…)"
+        case Draw(name, _, _) | Formal(name, _) | Given(name):
+            return name
+    return type(expr).__name__

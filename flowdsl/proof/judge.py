@@ -1,0 +1,208 @@
+"""Is a term's residual zero at the truth? Exactly, in the mean, or to some order in a small quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from flowdsl.proof.analysis import Analysis, Study
+from flowdsl.proof.cases import Case
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.expand import Parts, parts
+from flowdsl.proof.field import Element
+from flowdsl.proof.interpret import Reader
+from flowdsl.proof.sample import NOISES, live_calls
+from flowdsl.proof.state import State
+from flowdsl.spec.core import Draw, Evaluate, Expr, Kind, walk
+
+HIGHEST = 3  #: residuals are expanded up to this order
+
+Outcome = Literal["proved", "order", "biased", "refuted", "undecided"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one case.
+
+    `left` is the mean of target - prediction, or its leading coefficient in `small`. `exact` says that the residual
+    vanishes for every sample and not only in the mean; `values_only` that the constants' values were needed.
+    """
+
+    outcome: Outcome
+    study: Study | None = None
+    left: State | None = None
+    order: int = 0
+    small: str = ""
+    exact: bool = False
+    values_only: bool = False
+    reason: str = ""
+    expanded: Parts | None = None
+
+
+def judge(analysis: Analysis, case: Case) -> Finding:
+    """The residual of a case at the truth."""
+    try:
+        study = analysis.study(case)
+        finding = _judge(analysis, case, study)
+        if finding.outcome in ("refuted", "undecided") and analysis.objective.constants:
+            by_value = _judge_values(analysis, case)
+            if by_value is not None:
+                return by_value
+        if finding.outcome == "proved":
+            _finite(analysis, study)
+        return finding
+    except Undecided as undecided:
+        return Finding("undecided", reason=undecided.reason)
+
+
+def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
+    sorted_parts = study.parts
+    if not sorted_parts.inside and not sorted_parts.mean:
+        return Finding("proved", study, exact=not sorted_parts.linear and not sorted_parts.higher)
+    expanded = next(_expansions(analysis, case, bool(sorted_parts.inside)), None)
+    if expanded is not None:
+        return expanded
+    if sorted_parts.inside:
+        return Finding(
+            "undecided", study, reason="the conditional velocity enters in another way than linearly"
+        )
+    left = -sorted_parts.mean
+    if _higher(left):
+        return Finding("undecided", study, left, reason="third derivatives of a flow are left over")
+    return Finding("biased" if _settled(analysis, case, study) else "refuted", study, left)
+
+
+def _judge_values(analysis: Analysis, case: Case) -> Finding | None:
+    """With the constants at their values: does the term hold after all?"""
+    if not analysis.symbolic:
+        return None
+    own = analysis.values
+    try:
+        study = own.study(case)
+    except Undecided:
+        return None
+    if study.parts.inside or study.parts.mean:
+        return None
+    exact = not study.parts.linear and not study.parts.higher
+    return Finding("proved", study, exact=exact, values_only=True)
+
+
+def _finite(analysis: Analysis, study: Study) -> None:
+    """A proof for all constants must not divide by zero at the constants of the spec."""
+    scalars = analysis.scalars
+    if not analysis.symbolic or not analysis.objective.constants:
+        return
+    values = {
+        scalars.index(n): scalars.number(v) for n, v in analysis.objective.constants.items()
+    }
+    for state in (study.prediction, study.target):
+        for c in state.terms.values():
+            if not scalars.finite_at(c, values):
+                raise Undecided("at the values of the constants something is divided by zero")
+
+
+def _higher(state: State) -> bool:
+    """Are there derivatives of flows of an order for which the rules are not complete?"""
+    return any(a.parts is not None and len(a.parts[2]) > 2 for a in state.atoms())
+
+
+def _settled(analysis: Analysis, case: Case, study: Study) -> bool:
+    """Does the term alone fix what the network learns, as the mean of its target?
+
+    It does when the prediction is the network itself, and the target uses it at most where the map's times are equal.
+    """
+    objective = analysis.objective
+    assert case.target is not None
+    predicted = live_calls(objective, case.prediction)
+    if len(predicted) != 1 or predicted[0].directions:
+        return False
+    if len([n for n in walk(case.prediction) if isinstance(n, Evaluate)]) != 1:
+        return False
+    reader = Reader(study.context, study.networks, study.row)
+    return all(
+        _on_diagonal(study, reader, node)
+        for node in walk(case.target)
+        if isinstance(node, Evaluate) and not objective.networks[node.network].frozen
+    )
+
+
+def _on_diagonal(study: Study, reader: Reader, node: Evaluate) -> bool:
+    owner = study.context.objective.networks[node.network].average_of or node.network
+    if owner not in study.networks.maps or node.directions:
+        return False
+    start, end = times_of(study, reader, node)
+    return bool(start == end)
+
+
+def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Element]:
+    """The map's start and end at a network's evaluation."""
+    owner = study.context.objective.networks[node.network].average_of or node.network
+    kinds = study.context.objective.networks[node.network].arguments
+    moments = [
+        reader.scalar(a) for (_, k), a in zip(kinds, node.args, strict=True) if k is not Kind.STATE
+    ]
+    return study.networks.maps[owner].times_of(moments, reader.conditions(node))
+
+
+# expansions
+
+
+def _expansions(analysis: Analysis, case: Case, gaps: bool) -> Iterator[Finding]:
+    """The term near the end of a curriculum, or (with `gaps`) with two of its times close together."""
+    for name, bindings in small_quantities(analysis, case, gaps):
+        try:
+            finding = _expand(analysis, case, name, bindings)
+        except Undecided:
+            continue
+        if finding is not None:
+            yield finding
+
+
+def small_quantities(
+    analysis: Analysis, case: Case, gaps: bool = True
+) -> Iterator[tuple[str, dict[Expr, Element]]]:
+    """What may be small in a case, and the binding that makes it the generator of expansions."""
+    scalars = analysis.scalars
+    step = scalars.generator(analysis.small)
+    used = {
+        node for e in (case.prediction, case.target) if e is not None for node in walk(e)
+    }
+    for name, expr in analysis.curricula.all.items():
+        if expr in used:
+            end = Fraction(analysis.curricula.profile(expr).end).limit_denominator(1000)
+            text = name if not end else f"({name} - {end})"
+            yield text, {expr: scalars.number(end) + step}
+    times = [n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME]
+    if gaps and len(times) == 2:
+        order = list(analysis.objective.draws)
+        first, second = sorted(times, key=lambda n: order.index(n.name))
+        yield f"({first.name} - {second.name})", {second: scalars.symbol(first.name) - step}
+
+
+def _expand(
+    analysis: Analysis, case: Case, name: str, bindings: dict[Expr, Element]
+) -> Finding | None:
+    """The lowest order at which the mean of the residual is not zero, if that is any better than a wrong map's."""
+    study = analysis.study(case, bindings=bindings)
+    found = _leading(analysis, study)
+    if found is None:
+        return None
+    order, sorted_parts = found
+    if order < 1 or sorted_parts.inside:
+        return None
+    other = _leading(analysis, analysis.study(case, kind="hat", bindings=bindings), order - 1)
+    if other is None:
+        return None
+    return Finding("order", study, -(sorted_parts.mean + sorted_parts.higher), order, name, expanded=sorted_parts)
+
+
+def _leading(analysis: Analysis, study: Study, highest: int = HIGHEST) -> tuple[int, Parts] | None:
+    """The first order of the expansion with a mean; None when there is none up to `highest`."""
+    series, e = study.context.series, analysis.small
+    for order in range(series.lowest(study.residual, e), highest + 1):
+        sorted_parts = parts(series.coefficient(study.residual, e, order), NOISES)
+        if sorted_parts.mean or sorted_parts.inside or sorted_parts.higher:
+            return order, sorted_parts
+    return None

@@ -1,0 +1,161 @@
+"""Guided truth: how the data's velocity follows from the flow that an objective defines.
+
+Where a target stands for `velocity + k (v(label) - v(null))`, the flow to be learned is not the data's but that of
+the field v which solves v = E[guided | z] with the networks at their own truth: a linear fixed point. The equation
+is solved for the data's velocity, V = Σ c_k v_k over the conditions k, because the calculus knows the flow of v.
+
+An equation is taken as guidance only if its coefficients sum to 1: were all conditions the same, the flow would be
+the data's. Any other combination is a wrong target, not another flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.expand import parts
+from flowdsl.proof.field import Element
+from flowdsl.proof.interpret import Conditions, Context, Reader
+from flowdsl.proof.sample import NOISES, X
+from flowdsl.proof.state import State, VelocityAtom
+from flowdsl.proof.truth import data_field
+from flowdsl.spec.core import Apply, Expr, Formal, Kind, Level, PathVelocity, transform, walk
+from flowdsl.spec.kinds import level_of
+
+if TYPE_CHECKING:
+    from flowdsl.proof.analysis import Analysis
+    from flowdsl.proof.cases import Case
+
+Relation = dict[Conditions, Element]
+Region = frozenset[tuple[Expr, bool]]
+
+
+@dataclass
+class Guidance:
+    """The relations of one objective: found once, then the same for all of its terms."""
+
+    found: list[tuple[Conditions, Region, Relation]] = field(default_factory=list)
+    _ready: bool = False
+    _busy: bool = False
+
+    def relation(
+        self, analysis: Analysis, case: Case, context: Context, conditions: Conditions
+    ) -> Relation:
+        """V under these conditions on the rows of a case, as a combination of flow velocities."""
+        own: Relation = {conditions: context.scalars.one}
+        if not conditions:
+            return own
+        if not self._ready and not self._busy:
+            self._collect(analysis)
+        region = _region(analysis, case)
+        fitting = [r for c, other, r in self.found if c == conditions and _compatible(region, other)]
+        # where one kind of row is guided and another is not, no flow fits both: show the guided one
+        return next((r for r in fitting if r != own), fitting[0] if fitting else own)
+
+    def _collect(self, analysis: Analysis) -> None:
+        """The direction of differentiation speaks first, then each term about its own rows."""
+        self._busy = True
+        everything = [case for term in analysis.matched for case in _cases(analysis, term)]
+        for by_direction in (True, False):
+            for case in everything:
+                try:
+                    self._add(analysis, case, by_direction)
+                except Undecided:
+                    continue
+        self._busy, self._ready = False, True
+
+    def _add(self, analysis: Analysis, case: Case, by_direction: bool) -> None:
+        context = analysis.context()
+        conditions, region = analysis.conditions(case, context), _region(analysis, case)
+        if not conditions:
+            return
+        if any(c == conditions and _compatible(region, r) for c, r, _ in self.found):
+            return
+        equation = _equation(analysis, case, context, conditions, by_direction)
+        relation = None if equation is None else _solve(context, equation, conditions)
+        if relation is not None:
+            self.found.append((conditions, region, relation))
+
+
+def _cases(analysis: Analysis, term: object) -> list[Case]:
+    try:
+        return analysis.cases(term)  # type: ignore[arg-type]
+    except Undecided:
+        return []
+
+
+def _equation(
+    analysis: Analysis,
+    case: Case,
+    context: Context,
+    conditions: Conditions,
+    by_direction: bool,
+) -> State | None:
+    """What is zero at the truth, in the data's velocity and the flow's."""
+    networks = analysis.networks(case, context, "flow")
+    networks.marginal = lambda c, p, t: context.calculus.velocity(data_field(c), p, t)
+    x = context.calculus.symbol(X)
+    time = analysis.row(case, context, networks, x).time
+    row = analysis.row(case, context, networks, networks.marginal(conditions, x, time))
+    reader = Reader(context, networks, row)
+    if by_direction:
+        moving = analysis.objective.moving
+        if moving is None or moving.along is None:
+            return None
+        along = case.reduce(moving.along)
+        here = PathVelocity(row.base.path, row.base.time, row.base.data, row.base.noise)
+        if not any(node == here for node in walk(along)):
+            return None
+        value = reader.state(along, False) - context.calculus.velocity(("flow", conditions), x, time)
+    else:
+        assert case.target is not None
+        value = reader.state(case.prediction, False) - reader.state(case.target, False)
+    sorted_parts = parts(value, NOISES)
+    return None if sorted_parts.inside else sorted_parts.mean
+
+
+def _solve(context: Context, equation: State, conditions: Conditions) -> Relation | None:
+    """V = Σ c_k v_k from an equation between velocities at one place, or None."""
+    x = context.calculus.symbol(X)
+    own: Element = context.scalars.zero
+    others: Relation = {}
+    for atom, c in equation.terms.items():
+        plain = isinstance(atom, VelocityAtom) and atom.point == x and not atom.order
+        if not plain or not isinstance(atom, VelocityAtom) or atom.directions:
+            return None
+        kind, whose = atom.field
+        if kind == "data" and whose == conditions:
+            own = c
+        elif kind == "flow":
+            others[whose] = c
+        else:
+            return None
+    if not own or _vanishes(context, own):
+        return None
+    relation = {whose: context.scalars.divide(-c, own) for whose, c in others.items()}
+    return relation if sum(relation.values(), context.scalars.zero) == 1 else None
+
+
+def _vanishes(context: Context, x: Element) -> bool:
+    """Is a coefficient zero at the constants' values? Then the equation does not determine V."""
+    scalars = context.scalars
+    for name, value in context.objective.constants.items():
+        x = scalars.substitute(x, scalars.index(name), scalars.number(value))
+    return not x
+
+
+def _region(analysis: Analysis, case: Case) -> Region:
+    """What is known about the time of the row's state, in terms of that time alone."""
+    time = analysis.base(case).time
+    here = Formal("τ", Kind.TIME)
+    found = set()
+    for condition, value in case.facts.items():
+        if isinstance(condition, Apply) and level_of(condition) is Level.ROW:
+            if any(node == time for node in walk(condition)):
+                found.add((transform(condition, lambda n: here if n == time else n), value))
+    return frozenset(found)
+
+
+def _compatible(one: Region, other: Region) -> bool:
+    return not any((condition, not value) in other for condition, value in one)

@@ -1,0 +1,173 @@
+"""One random row: its path state is the symbol x, and given x only the velocity is random.
+
+With z = α data + σ noise and velocity = α' data + σ' noise,
+
+    data  = (σ' z - σ velocity) / W,   noise = (α velocity - α' z) / W,   W = α σ' - σ α',
+
+so that the single centred noise ξ = velocity - E[velocity | z] carries all randomness, for any path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.field import Element
+from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.numbers import path_weights
+from flowdsl.proof.state import State
+from flowdsl.proof.truth import Networks
+from flowdsl.spec.core import (
+    Evaluate,
+    Expr,
+    Given,
+    PathState,
+    PathVelocity,
+    Stop,
+    children,
+    number,
+    walk,
+)
+from flowdsl.spec.objective import Objective, Path
+
+X, XI = "x", "ξ"
+NOISES = frozenset({XI, *(f"noise{chr(39) * k}" for k in range(1, 9))})
+
+
+class PathReader(Reader):
+    """Reads a path's body at a time, with its ends as symbols."""
+
+    def __init__(self, context: Context, networks: Networks, path: Path, time: Element) -> None:
+        calculus = context.calculus
+        ends = {name: calculus.symbol(f"path {name}") for name in ("data", "noise")}
+        super().__init__(context, networks, None, {path.time: time, **ends})
+
+    def weights(self, expr: Expr) -> tuple[Element, Element]:
+        """The coefficients of data and noise."""
+        value = self.state(expr)
+        found = []
+        for name in ("data", "noise"):
+            atom = self.context.calculus.symbol(f"path {name}").only()
+            assert atom is not None
+            found.append(value.terms.get(atom, self.context.scalars.zero))
+        if len(value.terms) > sum(1 for c in found if c):
+            raise Undecided("the path is not linear in data and noise", expr.span)
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row whose state `base` is the symbol x and whose mean velocity there is `marginal`."""
+
+    context: Context
+    networks: Networks
+    base: PathState
+    marginal: State
+
+    def _weights(self, name: str, time: Element, velocity: bool) -> tuple[Element, Element]:
+        path = self.context.objective.paths[name]
+        reader = PathReader(self.context, self.networks, path, time)
+        return reader.weights(path.velocity if velocity else path.body)
+
+    @cached_property
+    def time(self) -> Element:
+        return Reader(self.context, self.networks).scalar(self.base.time)
+
+    @cached_property
+    def random_velocity(self) -> State:
+        """velocity = E[velocity | x] + ξ."""
+        return self.marginal + self.context.calculus.symbol(XI)
+
+    @cached_property
+    def ends(self) -> tuple[State, State]:
+        """Data and noise of the row, given x."""
+        a, s = self._weights(self.base.path, self.time, False)
+        da, ds = self._weights(self.base.path, self.time, True)
+        w = a * ds - s * da
+        if not w:
+            raise Undecided("the path stands still: its state and velocity do not give its ends")
+        x, velocity = self.context.calculus.symbol(X), self.random_velocity
+        data = (x.scaled(ds) - velocity.scaled(s)).over(w)
+        noise = (velocity.scaled(a) - x.scaled(da)).over(w)
+        return data, noise
+
+    def end(self, name: str) -> State:
+        for expr, value in ((self.base.data, 0), (self.base.noise, 1)):
+            if expr == Given(name):
+                return self.ends[value]
+        raise Undecided(f"`{name}` is no end of the state that the network sees")
+
+    def state(self, reader: Reader, node: PathState) -> State:
+        if node == self.base:
+            return self.context.calculus.symbol(X)
+        return self._combine(reader, node, self._weights(node.path, reader.scalar(node.time), False))
+
+    def velocity(self, reader: Reader, node: PathVelocity) -> State:
+        base = self.base
+        same = (node.path, node.time, node.data, node.noise)
+        if same == (base.path, base.time, base.data, base.noise):
+            return self.random_velocity
+        return self._combine(reader, node, self._weights(node.path, reader.scalar(node.time), True))
+
+    def _combine(
+        self, reader: Reader, node: PathState | PathVelocity, weights: tuple[Element, Element]
+    ) -> State:
+        data, noise = (self._end(reader, e) for e in (node.data, node.noise))
+        return data.scaled(weights[0]) + noise.scaled(weights[1])
+
+    def _end(self, reader: Reader, expr: Expr) -> State:
+        if expr == self.base.data:
+            return self.ends[0]
+        if expr == self.base.noise:
+            return self.ends[1]
+        return reader.state(expr)
+
+
+def live_calls(objective: Objective, expr: Expr) -> list[Evaluate]:
+    """The evaluations of learning networks through which gradient flows, in order."""
+    found: dict[Evaluate, None] = {}
+    seen: set[Expr] = set()
+
+    def visit(node: Expr) -> None:
+        if isinstance(node, Stop) or node in seen:
+            return
+        seen.add(node)
+        for child in children(node):
+            visit(child)
+        if isinstance(node, Evaluate):
+            network = objective.networks[node.network]
+            if not network.frozen and network.average_of is None:
+                found[node] = None
+
+    visit(expr)
+    return list(found)
+
+
+def base_state(objective: Objective, prediction: Expr, target: Expr | None) -> PathState:
+    """The path state that the learning network sees: the row is conditioned on it."""
+    calls = live_calls(objective, prediction)
+    if target is not None:
+        calls += live_calls(objective, target)
+    places: list[Expr] = [arg for call in calls for arg in call.args]
+    for expr in [*places, *calls, prediction, *([target] if target is not None else [])]:
+        if isinstance(expr, PathState):
+            return expr
+    for expr in [*calls, prediction, *([target] if target is not None else [])]:
+        for node in walk(expr):
+            if isinstance(node, PathState | PathVelocity):
+                return PathState(node.path, node.time, node.data, node.noise, span=node.span)
+    for expr in places:
+        if isinstance(expr, Given) and expr.name in ("data", "noise"):
+            return end_state(objective, expr.name)
+    raise Undecided("no network here sees a state of the path", prediction.span)
+
+
+def end_state(objective: Objective, name: str) -> PathState:
+    """The path state that is `data` or `noise` itself: the path at one of its ends."""
+    for path in objective.paths.values():
+        for time in (0, 1):
+            a, s = path_weights(objective, path, float(time))
+            if (a, s) == ((1.0, 0.0) if name == "data" else (0.0, 1.0)):
+                return PathState(path.state, number(time), Given("data"), Given("noise"))
+    raise Undecided(f"`{name}` is not an end of the path")

@@ -1,0 +1,269 @@
+"""States of the calculus as text in the notation of a spec: what is left over, as a person would write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flowdsl.proof.errors import Pole, Undecided
+from flowdsl.proof.field import Element
+from flowdsl.proof.interpret import Call, Conditions, Reader
+from flowdsl.proof.sample import X, live_calls
+from flowdsl.proof.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
+from flowdsl.spec.core import Draw, Evaluate, Expr, Kind, PathState, walk
+
+if TYPE_CHECKING:
+    from flowdsl.proof.analysis import Analysis, Study
+    from flowdsl.proof.cases import Case
+
+_UNSURE = (Undecided, Pole)
+
+
+@dataclass(frozen=True)
+class Printer:
+    """Prints the states of one case: `x` is the row's path state, `own` its network's conditions."""
+
+    analysis: Analysis
+    case: Case
+    own: Conditions
+
+    @staticmethod
+    def of(analysis: Analysis, case: Case) -> Printer:
+        try:
+            own = analysis.conditions(case, analysis.context())
+        except _UNSURE:
+            own = ()
+        return Printer(analysis, case, own)
+
+    # scalars and names
+
+    def scalar(self, x: Element) -> str:
+        return self.analysis.scalars.text(x)
+
+    @property
+    def state_name(self) -> str:
+        """`z`, or `z(q)` away from the path's own time."""
+        base = self.analysis.base(self.case)
+        path = self.analysis.objective.paths[base.path]
+        plain = isinstance(base.time, Draw) and base.time.name == path.time
+        named = self.analysis.objective.definitions.get(path.time)
+        if plain or named == base.time:
+            return base.path
+        return f"{base.path}({self.expression(base.time)})"
+
+    def expression(self, expr: Expr) -> str:
+        """A scalar core expression, through the calculus."""
+        try:
+            return self.scalar(Reader(self.analysis.context(), _Silent()).scalar(expr))
+        except _UNSURE:
+            return expr.span.text if expr.span is not None else "…"
+
+    def conditions(self, conditions: Conditions) -> str:
+        """What differs from the row's own conditions, as it stands after the bar of a call."""
+        usual = dict(self.own)
+        parts = [
+            f"{name} = {value if isinstance(value, str) else self.scalar(value)}"
+            for name, value in conditions
+            if usual.get(name) != value
+        ]
+        return " | " + ", ".join(parts) if parts else ""
+
+    # states
+
+    def state(self, state: State) -> str:
+        """A sum of scalars times atoms; 0 for the zero state."""
+        if not state.terms:
+            return "0"
+        text = ""
+        for atom, c in sorted(state.terms.items(), key=lambda item: item[0].serial):
+            term = self._term(atom, c)
+            if not text:
+                text = term
+            elif term.startswith("-"):
+                text += f" - {term[1:]}"
+            else:
+                text += f" + {term}"
+        return text
+
+    def _term(self, atom: Atom, c: Element) -> str:
+        name = self.atom(atom)
+        if c == 1:
+            return name
+        if c == -1:
+            return f"-{name}"
+        return times(self.scalar(c), name)
+
+    def atom(self, atom: Atom) -> str:
+        match atom:
+            case Symbol(_, name):
+                return self.state_name if name == X else name
+            case MapAtom(_, whose, point, start, end, directions, orders):
+                name = next(iter(self.analysis.objective.maps), "map")
+                arguments = f"{self.state(point)}, {self.scalar(start)}, {self.scalar(end)}"
+                times_ = [("start", orders[0]), ("end", orders[1])]
+                return self._function(_hat(name, whose), arguments, whose, directions, times_)
+            case VelocityAtom(_, whose, point, time, order, directions):
+                arguments = f"{self.state(point)}, {self.scalar(time)}"
+                return self._function(
+                    _hat("v", whose), arguments, whose, directions, [("t", order)]
+                )
+            case FunctionAtom(_, whose, point, moments, orders, directions):
+                arguments = ", ".join([self.state(point), *(self.scalar(t) for t in moments)])
+                name = "g" if whose[0].startswith("δ") else whose[0]
+                shown = [(self.scalar(t), k) for t, k in zip(moments, orders, strict=True)]
+                return self._function(name, arguments, whose, directions, shown)
+        raise AssertionError(type(atom).__name__)
+
+    def _function(
+        self,
+        name: str,
+        arguments: str,
+        whose: Field,
+        directions: tuple[Atom, ...],
+        orders: list[tuple[str, int]],
+    ) -> str:
+        head = "".join(f"∂{time} " * order for time, order in orders)
+        if directions:
+            head += "J " if len(directions) == 1 else f"D{len(directions)} "
+        text = f"{head}{name}({arguments}{self.conditions(whose[1])})"
+        if directions:
+            text += "[" + ", ".join(self.atom(a) for a in directions) + "]"
+        return text
+
+    # left-overs
+
+    def left_over(self, study: Study, state: State) -> str:
+        """A left-over by the network and its derivatives where it is a multiple of one, else as it is."""
+        if not state.terms:
+            return "0"
+        for text, candidate in self._candidates(study):
+            factor = ratio(state, candidate)
+            if factor is not None:
+                return times(self.scalar(factor), text)
+        return self.state(state)
+
+    def _candidates(self, study: Study) -> list[tuple[str, State]]:
+        calls = live_calls(self.analysis.objective, self.case.prediction)
+        calls = [c for c in calls if c.network in study.networks.maps]
+        if not calls:
+            return []
+        try:
+            return list(self._of_network(study, calls[0]))
+        except _UNSURE:
+            return []
+
+    def _of_network(self, study: Study, node: Evaluate) -> list[tuple[str, State]]:
+        context, scalars = study.context, study.context.scalars
+        reader = Reader(context, study.networks, study.row)
+        plain = Evaluate(node.network, node.head, node.args, node.conditions)
+        own = study.networks.maps[node.network]
+        moments = tuple(reader.scalar(a) for a in node.args if self._is_time(a))
+        point = next(reader.state(a, False) for a in node.args if not self._is_time(a))
+        conditions = reader.conditions(plain)
+        start, end = own.times_of(moments, conditions)
+        velocity = study.networks.velocity(conditions, point, start)
+        e = scalars.small()
+        try:
+            step = scalars.generator(e)
+
+            def slope(dp: State, steps: tuple[Element, ...]) -> State:
+                moved = tuple(t + s * step for t, s in zip(moments, steps, strict=True))
+                value = study.networks.value(
+                    Call(node.network, node.head, conditions, point + dp.scaled(step), moved, False,
+                         plain)
+                )  # fmt: skip
+                return context.series.coefficient(value, e, 1)
+
+            zero, one, none = context.calculus.zero, scalars.one, scalars.zero
+            count = len(moments)
+            first = tuple(one if k == 0 else none for k in range(count))
+            value = study.networks.value(
+                Call(node.network, node.head, conditions, point, moments, False, plain)
+            )
+            name = self.call_text(node)
+            t, v = self._time_name(node, 0), self.state(velocity)
+            found = []
+            if start != end:
+                found.append((f"d/d{t}[{name}]", slope(velocity, first)))
+                if count > 1:
+                    last = tuple(one if k == count - 1 else none for k in range(count))
+                    found.append((f"d/d{self._time_name(node, -1)}[{name}]", slope(zero, last)))
+                found.append((f"d/d{t}[{name} along none]", slope(zero, first)))
+                found.append((f"J {name}[{v}]", slope(velocity, (none,) * count)))
+                found.append((f"({name} - {v})", value - velocity))
+            found.append((name, value))
+            if self._has_derivative():
+                return found
+            return sorted(found, key=lambda item: not item[0].startswith("("))
+        finally:
+            scalars.release()
+
+    def _has_derivative(self) -> bool:
+        expressions = [e for e in (self.case.prediction, self.case.target) if e is not None]
+        return any(
+            isinstance(node, Evaluate) and node.directions for e in expressions for node in walk(e)
+        )
+
+    def _is_time(self, expr: Expr) -> bool:
+        return self.analysis.objective.kind(expr) is not Kind.STATE
+
+    def _time_name(self, node: Evaluate, place: int) -> str:
+        shown = [self.expression(a) for a in node.args if self._is_time(a)]
+        return shown[place] if shown[place].isidentifier() else f"({shown[place]})"
+
+    def call_text(self, node: Evaluate) -> str:
+        """`u(z, t, r)` as the spec would write it."""
+        arguments = [
+            self.expression(a) if self._is_time(a) else self._state_text(a) for a in node.args
+        ]
+        return f"{node.head}({', '.join(arguments)})"
+
+    def _state_text(self, expr: Expr) -> str:
+        if isinstance(expr, PathState) and expr == self.analysis.base(self.case):
+            return self.state_name
+        return expr.span.text if expr.span is not None else "…"
+
+
+class _Silent:
+    def value(self, call: object) -> State:
+        raise Undecided("a network inside a time")
+
+
+def _hat(name: str, whose: Field) -> str:
+    return f"{name}^" if whose[0] == "hat" else name
+
+
+def ratio(state: State, other: State) -> Element | None:
+    """λ with state = λ other, or None."""
+    if not other.terms or state.terms.keys() != other.terms.keys():
+        return None
+    atom = next(iter(state.terms))
+    factor = state.scalars.divide(state.terms[atom], other.terms[atom])
+    return factor if other.scaled(factor) == state else None
+
+
+def times(factor: str, text: str) -> str:
+    """`factor * text` with as few signs and brackets as possible."""
+    if factor == "1":
+        return text
+    if factor == "-1":
+        return f"-{text}"
+    if " / " in factor and not factor.startswith("("):
+        top, bottom = factor.split(" / ", 1)
+        if top in ("1", "-1"):
+            return f"{top[:-1]}{text} / {bottom}"
+    if _is_sum(factor):
+        factor = f"({factor})"
+    return f"{factor} * {text}"
+
+
+def _is_sum(text: str) -> bool:
+    depth = 0
+    for k, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0 and k and character in "+-" and text[k - 1] == " ":
+            return True
+    return False
+
+
+__all__ = ["Printer", "ratio", "times"]
