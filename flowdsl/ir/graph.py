@@ -185,6 +185,7 @@ class Builder:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.nodes: list[Node] = []
+        self.place: dict[int, int] = {}  # while rewriting: where each old node went
         self._known: dict[Node, int] = {}
 
     def add(self, node: Node) -> int:
@@ -215,6 +216,17 @@ class Builder:
         if op == "batch_mean":
             level = min(level, Level.STEP)
         return self.add(Node(op, inputs, kind, level, name=name))
+
+    def refreshed(self, node: Node) -> Node:
+        """The node with the kind and level that follow from its inputs, which may have changed."""
+        if not node.inputs or node.op not in OPERATIONS and node.op != "stop":
+            return node
+        inputs = [self.nodes[i] for i in node.inputs]
+        level = max(n.level for n in inputs)
+        if node.op == "stop":
+            return replace(node, kind=inputs[0].kind, level=level)
+        level = min(level, Level.STEP) if node.op == "batch_mean" else level
+        return replace(node, kind=result_kind(node.op, [n.kind for n in inputs]), level=level)
 
     def stop(self, at: int, name: str = "") -> int:
         node = self.nodes[at]
@@ -254,11 +266,11 @@ def rewrite(graph: Graph, rule: Rule, order: Iterable[int] | None = None) -> Gra
     The old name goes to whatever takes the node's place. Nodes that nothing reads any more disappear.
     """
     builder = Builder(graph.objective)
-    place: dict[int, int] = {}
+    place = builder.place
     known = [*graph.roots, *(at for pair in graph.implies for at in pair)]
     for at in order if order is not None else _reachable(graph, known):
         node = graph.nodes[at]
-        moved = replace(node, inputs=tuple(place[i] for i in node.inputs))
+        moved = builder.refreshed(replace(node, inputs=tuple(place[i] for i in node.inputs)))
         place[at] = builder.rename(rule(builder, moved, at), node.name)
     outputs = [
         Output(o.term, place[o.loss], None if o.rows is None else place[o.rows])

@@ -1,23 +1,87 @@
-"""The order of the passes, and the protocol of what each of them gained."""
+"""The order of the passes, the reason for each place, and a protocol of what each of them gained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from flowdsl.ir.cost import cost
 from flowdsl.ir.graph import Graph, verify
+from flowdsl.passes.common import common
 from flowdsl.passes.decide import decide
+from flowdsl.passes.duals import duals
 from flowdsl.passes.fold import fold
-from flowdsl.passes.program import Phase, Program
+from flowdsl.passes.phases import phases
+from flowdsl.passes.program import Phase, Program, Step
+from flowdsl.passes.reuse import reuse
+from flowdsl.passes.rows import rows
+from flowdsl.passes.stops import stops
 
-Pass = Callable[[Graph], Graph]
 
-PASSES: tuple[tuple[str, Pass], ...] = (("fold", fold), ("decide", decide))
+@dataclass(frozen=True)
+class Pass:
+    """One pass: a pure function from graph to graph, and why it stands where it stands."""
+
+    name: str
+    apply: Callable[[Graph], Graph]
+    reason: str
+    exact_only: bool = False
+
+
+#: Before training's phases are told apart.
+COMMON_PASSES = (
+    Pass("fold", fold, "first: zero and one coefficients remove whole branches"),
+    Pass("decide", decide, "after folding: bounds are numbers now"),
+    Pass("fold", fold, "what was decided removes further branches"),
+)
+#: For each phase.
+PHASE_PASSES = (
+    Pass("common", common, "before gradients are looked at: one pass may serve with and without"),
+    Pass("stops", stops, "before rows: passes without a graph may run on any rows"),
+    Pass("common", common, "passes that differed by a `stop` only are equal now"),
+    Pass("reuse", reuse, "before rows: it shrinks what rows must be evaluated"),
+    Pass("fold", fold, "selections that reuse has nested"),
+    Pass("rows", rows, "after reuse, when demand is final"),
+    Pass("fold", fold, "passes that no row needs"),
+    Pass("duals", duals, "last: a pair must agree in rows and in gradient", exact_only=True),
+)
+PASSES = (*COMMON_PASSES, *PHASE_PASSES)
 
 
 def run_passes(graph: Graph, *, optimize: bool = True, derivative: str = "exact") -> Program:
-    """The program of a lowered graph."""
-    if optimize:
-        for _, apply in PASSES:
-            graph = apply(graph)
-            verify(graph)
-    return Program(graph, (Phase("", (), graph),))
+    """The program of a lowered graph. `derivative` is "exact" or "finite_difference"."""
+    exact = derivative == "exact"
+    steps = [_step("lower", "", graph, exact)]
+    if not optimize:
+        return Program(graph, (Phase("", (), graph),), tuple(steps))
+    for each in COMMON_PASSES:
+        graph = each.apply(graph)
+        verify(graph)
+        steps.append(_step(each.name, "", graph, exact))
+    done = []
+    for phase in phases(graph):
+        current = phase.graph
+        steps.append(_step("phases", phase.name, current, exact))
+        for each in PHASE_PASSES:
+            if exact or not each.exact_only:
+                current = each.apply(current)
+                verify(current)
+                steps.append(_step(each.name, phase.name, current, exact))
+        done.append(replace(phase, graph=current))
+    if len(done) == 1:
+        done = [replace(done[0], name="")]
+    return Program(graph, tuple(done), tuple(steps))
+
+
+def _step(name: str, phase: str, graph: Graph, exact: bool) -> Step:
+    return Step(name, phase, len(graph.used), len(graph.calls()), cost(graph, exact).total)
+
+
+def protocol(program: Program) -> str:
+    """What each pass gained, as an aligned table."""
+    lines = [f"{'pass':<10}{'phase':<16}{'nodes':>6}{'network passes':>16}{'cost':>9}"]
+    for step in program.steps:
+        lines.append(
+            f"{step.name:<10}{step.phase:<16}{step.nodes:>6}{step.passes:>16}{step.cost:>7.2f} F"
+        )
+    return "\n".join(lines)
