@@ -105,7 +105,15 @@ def merged(tree: Tree) -> Tree:
 
 def typed(tree: Tree) -> Objective:
     """Syntax tree -> typed objective."""
-    return resolve(merged(tree), all_clauses(), prelude(), parse_rule)
+    try:
+        return resolve(merged(tree), all_clauses(), prelude(), parse_rule)
+    except RecursionError:
+        raise fail(
+            "resolve",
+            f"the definitions of `{tree.name}` lead through one another too deeply",
+            tree.name_span,
+            hint="a spec needs a handful of definitions, each a few steps from the network",
+        ) from None
 
 
 def load(spec: str | Path) -> Objective:

@@ -194,7 +194,7 @@ def _inline(resolver: Resolver, lines: Sequence[Binding], node: Call, env: Env) 
             if len(parameters) != len(bound):
                 raise fail("resolve", "all lines of a function take the same arguments", line.span)
             values: dict[str, Expr | str] = dict(zip(parameters, bound, strict=True))
-            inner = Env(values=values, moving=env.moving)
+            inner = Env(values=values, moving=env.moving, order=env.order)
             new = resolver.expression(line.value, inner)
             if line.rows is not None:
                 if value is None:
@@ -263,7 +263,7 @@ def _map(resolver: Resolver, node: Call, env: Env) -> Expr:
             )
     for replacement in node.replaced:
         values[replacement.name] = _replaced_in_map(resolver, replacement, env)
-    inner = Env(values=values, moving=env.moving, map_state=(line.state, start))
+    inner = replace(env, values=values, map_state=(line.state, start))
     return resolver.expression(line.body, inner)
 
 

@@ -20,6 +20,7 @@ class Env:
     values: Mapping[str, Expr | str] = field(default_factory=dict)
     moving: Mapping[str, Expr] = field(default_factory=dict)
     map_state: tuple[str, Expr] | None = None
+    order: int = 0  # how many derivatives surround this place
 
 
 TOP = Env()

@@ -22,7 +22,7 @@ _NUMBERS = (Kind.SCALAR, Kind.TIME)
 
 
 class LawResolver:
-    """Reads laws. They nest (`truncated(normal(0, 1), 0, 1)`) and may be transformed (`atan(…)`)."""
+    """Reads laws. They nest (`sorted(normal(0, 1))`) and may be transformed (`atan(LAW)`)."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver

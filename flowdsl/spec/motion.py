@@ -14,6 +14,7 @@ from flowdsl.spec.core import (
     ONE,
     Expr,
     Formal,
+    Given,
     Kind,
     Number,
     PathState,
@@ -29,6 +30,8 @@ from flowdsl.syntax.tree import Derivative, Name
 
 if TYPE_CHECKING:
     from flowdsl.spec.resolve import Resolver
+
+MAX_ORDER = 4
 
 
 def resolve_path(resolver: Resolver, name: str) -> Path:
@@ -90,7 +93,9 @@ def derivative(resolver: Resolver, node: Derivative, env: Env) -> Expr:
     current = resolver.name(variable, span, env)
     fixed = isinstance(node.along, Name) and node.along.id == "none"
     along = resolver.expression(node.along, env) if node.along is not None and not fixed else None
-    serial = f"{variable}#{len(env.moving)}"
+    if env.order >= MAX_ORDER:
+        raise fail("resolve", f"derivatives nest at most {MAX_ORDER} deep", span)
+    serial = f"{variable}#{env.order}"
     moving: dict[str, Expr] = dict(env.moving)
     tangents: dict[Expr, Expr] = {}
     back: dict[str, Expr] = {}
@@ -113,14 +118,14 @@ def derivative(resolver: Resolver, node: Derivative, env: Env) -> Expr:
         for path in resolver.scope.path_lines:
             if resolver.time_name(path) == variable and not fixed:
                 state = resolver.name(path, span, env)
-                direction = (
-                    along if along is not None else _direction(resolver, variable, state, span)
-                )
+                point = PathState(path, current, Given("data"), Given("noise"), span=span)
+                direction = along or _direction(resolver, variable, point, span)
                 move(path, Kind.STATE, state, direction)
     inner = Env(
         values={k: v for k, v in env.values.items() if k not in moving},
         moving=moving,
         map_state=env.map_state,
+        order=env.order + 1,
     )
     body = resolver.expression(node.body, inner)
     result = _differentiate(resolver, body, tangents, span)

@@ -99,7 +99,7 @@ class Operators:
             if any(states):
                 raise fail("kinds", "a state has no power", span, hint="`error` is a squared norm")
             power = constant_value(args[1], self._constants)
-            if level_of(args[1]) is not Level.CONSTANT or (power and abs(power) > MAX_POWER):
+            if level_of(args[1]) is not Level.CONSTANT or power is None or abs(power) > MAX_POWER:
                 raise fail(
                     "kinds",
                     f"a power is a constant between -{MAX_POWER} and {MAX_POWER}",

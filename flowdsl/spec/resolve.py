@@ -78,7 +78,7 @@ class Resolver:
             found = self.definition(name, span)
             looks_inside = self.scope.entries[name][0].clause.transparent and env.moving
             if looks_inside and self.kind(found) is Kind.STATE:
-                return self._fold(name, Env(moving=env.moving))
+                return self._fold(name, Env(moving=env.moving, order=env.order))
             return found
         if name in self.scope.path_lines:
             time = self.name(self.time_name(name), span)
@@ -224,8 +224,8 @@ class Resolver:
         match node:
             case NumberLiteral(span, text):
                 return Number(Fraction(text), span=span)
-            case Name(span, name):
-                return self.name(name, span, env)
+            case Name(span, name):  # the place is where the name stands, not where it is defined
+                return replace(self.name(name, span, env), span=span)
             case Unary(span, op, operand):
                 word = "not" if op == "not" else "neg"
                 return self.apply(word, (self.expression(operand, env),), span)

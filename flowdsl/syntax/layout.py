@@ -16,6 +16,7 @@ from flowdsl.diagnostics import Diagnostic, DiagnosticError, Source, Span, did_y
 MAX_BYTES = 64 * 1024
 MAX_NESTING = 64
 MAX_STRING = 300
+MAX_PROBLEMS = 20  # after so many the rest would not be read by anyone
 
 LETTER = r"A-Za-zÀ-ÖØ-öø-ɏͰ-Ͽἀ-ῼ"
 NAME = rf"[{LETTER}_][{LETTER}0-9_]*'*"
@@ -186,8 +187,10 @@ def _chunks(
             )
         )
     chunks = []
-    ends = [start for _, start, _ in heads[1:]] + [len(source.text)]
+    ends = [*(start for _, start, _ in heads[1:]), len(source.text)][: len(heads)]
     for (word, start, body), end in zip(heads, ends, strict=True):
+        if len(problems) >= MAX_PROBLEMS:
+            break
         span = Span(source, start, body)
         if word in keywords:
             chunks.append(Chunk(word, span, body, end))

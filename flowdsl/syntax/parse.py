@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lark
 from lark import Lark, TextSlice, Token, Transformer
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 from lark.tree import Meta
 from lark.visitors import v_args
 
@@ -29,6 +30,8 @@ from flowdsl.syntax.tree import (
     Tree,
     Unary,
 )
+
+ParseTree = lark.Tree[Token]
 
 MAX_DEPTH = 100
 MAX_DIGITS = 30
@@ -70,15 +73,17 @@ class Parser:
             except UnexpectedInput as error:
                 problems.append(self._explain(error, source, chunk.keyword, chunk.start, chunk.end))
                 continue
+            deep = _too_deep(parsed)
+            if deep is not None:
+                problems.append(_deep(source, deep, chunk.heading))
+                continue
             try:
                 built = _Builder(source, self.sections).transform(parsed)
-            except Exception as error:
-                inner = error.__cause__ or error.__context__ or error
-                inner = getattr(error, "orig_exc", inner)
-                if isinstance(inner, DiagnosticError):
-                    problems.extend(inner.diagnostics)
-                    continue
-                raise
+            except VisitError as error:
+                if not isinstance(error.orig_exc, DiagnosticError):
+                    raise
+                problems.extend(error.orig_exc.diagnostics)
+                continue
             if chunk.keyword == "objective":
                 headers.append([chunk.heading, *built])
             else:
@@ -135,6 +140,29 @@ def _no_header(source: Source) -> Diagnostic:
     )
 
 
+def _too_deep(parsed: ParseTree) -> ParseTree | None:
+    """The first subtree below MAX_DEPTH levels, found without recursion."""
+    stack: list[tuple[ParseTree, int]] = [(parsed, 0)]
+    while stack:
+        tree, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            return tree
+        stack.extend((c, depth + 1) for c in tree.children if isinstance(c, lark.Tree))
+    return None
+
+
+def _deep(source: Source, tree: ParseTree, heading: Span) -> Diagnostic:
+    span = heading
+    if not tree.meta.empty:
+        span = Span(source, tree.meta.start_pos, tree.meta.start_pos + 1)
+    return Diagnostic(
+        "syntax",
+        f"this expression is nested more than {MAX_DEPTH} deep",
+        span,
+        hint="give parts of it names of their own",
+    )
+
+
 def _token_span(source: Source, token: Token) -> Span:
     assert token.start_pos is not None
     assert token.end_pos is not None
@@ -156,7 +184,6 @@ class _Builder(Transformer[Token, Any]):
     def __init__(self, source: Source, sections: dict[str, SectionSyntax]) -> None:
         super().__init__()
         self._source = source
-        self._depth: dict[int, tuple[int, object]] = {}
         self._lines = {
             alias: builder for s in sections.values() for alias, builder in s.builders.items()
         }
@@ -173,18 +200,6 @@ class _Builder(Transformer[Token, Any]):
         if name == "header" or name.startswith("section_"):
             return [child for child in children if name == "header" or child is not None]
         return children
-
-    def _node(self, node: Expression, *parts: object) -> Expression:
-        depth = 1 + max((self._depth.get(id(p), (0, p))[0] for p in parts), default=0)
-        if depth > MAX_DEPTH:
-            raise fail(
-                "syntax",
-                f"this expression is nested more than {MAX_DEPTH} deep",
-                node.span,
-                hint="give parts of it names of their own",
-            )
-        self._depth[id(node)] = (depth, node)
-        return node
 
     def number(self, meta: Meta, children: list[Token]) -> Expression:
         text = str(children[0])
@@ -206,43 +221,36 @@ class _Builder(Transformer[Token, Any]):
 
     def unary(self, meta: Meta, children: list[Any]) -> Expression:
         op, operand = children
-        return self._node(Unary(self._span(meta), str(op), operand), operand)
+        return Unary(self._span(meta), str(op), operand)
 
     def binary(self, meta: Meta, children: list[Any]) -> Expression:
         left, op, right = children
-        return self._node(Binary(self._span(meta), str(op), left, right), left, right)
+        return Binary(self._span(meta), str(op), left, right)
 
     def comparison(self, meta: Meta, children: list[Any]) -> Expression:
         operands, operators = tuple(children[::2]), tuple(str(op) for op in children[1::2])
-        return self._node(Comparison(self._span(meta), operands, operators), *operands)
+        return Comparison(self._span(meta), operands, operators)
 
     def replacement(self, meta: Meta, children: list[Any]) -> Replacement:
         name, value = children
-        node = Replacement(self._span(meta), str(name), value)
-        self._depth[id(node)] = (self._depth.get(id(value), (0, value))[0], node)
-        return node
+        return Replacement(self._span(meta), str(name), value)
 
     def call(self, meta: Meta, children: list[Any]) -> Expression:
         function, given, replaced = children
         plain = [a for a in given or [] if not isinstance(a, Replacement)]
         keywords = [a for a in given or [] if isinstance(a, Replacement)]
-        return self._node(
-            Call(
-                self._span(meta),
-                str(function),
-                tuple(plain),
-                tuple(keywords),
-                tuple(replaced or []),
-            ),
-            *plain,
-            *keywords,
-            *(replaced or []),
+        return Call(
+            self._span(meta),
+            str(function),
+            tuple(plain),
+            tuple(keywords),
+            tuple(replaced or []),
         )
 
     def derivative(self, meta: Meta, children: list[Any]) -> Expression:
         head, body, direction = children
         variable = str(head)[3:-1].strip()
-        return self._node(Derivative(self._span(meta), variable, body, direction), body, direction)
+        return Derivative(self._span(meta), variable, body, direction)
 
     def binding(self, meta: Meta, children: list[Any]) -> Line:
         name, parameters, value, rows = children

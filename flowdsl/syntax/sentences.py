@@ -79,7 +79,8 @@ def sentence(
         start = end = begin + len(before)
     else:
         message = f"`{what}` cannot stand here in `{keyword}`"
-    facts = [("expected", describe(expected))]
+    # After a character that begins no word, the parser knows only what its merged states allow.
+    facts = [("expected", describe(expected))] if found or len(expected) < 12 else []
     if after and found in ("$END", "_SEPARATOR"):
         facts.insert(0, ("after", after.group(1)))
     facts.append(("a line reads", form))
