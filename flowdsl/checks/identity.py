@@ -126,7 +126,12 @@ def holds(analysis: Analysis, case: Case, names: frozenset[str]) -> bool:
 
 
 def used(analysis: Analysis, case: Case) -> tuple[tuple[str, ...], ...]:
-    """The minimal sets of identities that prove a case, smallest first."""
+    """The minimal sets of identities that prove a case, smallest first.
+
+    Found with the constants at their values, which is faster and cannot need fewer identities by accident: the
+    identities do not know the constants.
+    """
+    analysis = analysis.values
     switched = [n for n in SWITCHED if any(r.name == n for r in analysis.identities)]
     everything = frozenset(switched)
     needed = frozenset(n for n in switched if not holds(analysis, case, everything - {n}))

@@ -14,16 +14,16 @@ from flowdsl.proof.curriculum import Curricula
 from flowdsl.proof.domain import Domain
 from flowdsl.proof.errors import Clock, Undecided
 from flowdsl.proof.expand import Parts, Series, parts
-from flowdsl.proof.field import SPARE, Element, Scalars
+from flowdsl.proof.field import Element, Scalars
 from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.sample import NOISES, Row, X, base_state, live_calls
 from flowdsl.proof.state import Calculus, Rule, State
 from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
 from flowdsl.proof.regression import regress
-from flowdsl.proof.variables import change_of_variables
+from flowdsl.proof.variables import change_of_variables, scalars_of
 from flowdsl.proof.weight import ENTRIES, ERROR, ERROR_STOPPED, Weight, weight_of
-from flowdsl.spec.core import Apply, Evaluate, Expr, Given, Kind, PathState, walk
+from flowdsl.spec.core import Evaluate, Expr, Given, PathState, walk
 from flowdsl.spec.objective import Objective, Term
 
 
@@ -80,18 +80,24 @@ class Analysis:
 
     @cached_property
     def scalars(self) -> Scalars:
-        """The field of this objective: draws in the order of the spec, then the rest."""
-        o = self.objective
-        drawn = [n for n, d in o.draws.items() if d.kind in (Kind.TIME, Kind.SCALAR)]
-        variables = [name for name, _, _ in change_of_variables(o)]
-        other = [*o.constants, "progress", "step", "steps", "_0", "_1"]
-        named = [*variables, *drawn, *other, ERROR, ERROR_STOPPED, ENTRIES]
-        return Scalars(named, spare=4 + _functions(o))
+        """The field of this objective: the scalars that its mathematics contains, in a fixed order."""
+        names, functions = scalars_of(self.objective, self.symbolic)
+        return Scalars([*names, "_0", "_1"], spare=functions + 2)
+
+    @cached_property
+    def loss_scalars(self) -> Scalars:
+        """The field of the row's losses."""
+        names, functions = scalars_of(self.objective, self.symbolic)
+        return Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=functions + 4)
 
     @cached_property
     def values(self) -> Analysis:
         """The same objective with its constants at the values of the spec."""
-        return Analysis(self.objective, self.identities, self.clock, symbolic=False)
+        if not self.symbolic or not self.objective.constants:
+            return self
+        own = Analysis(self.objective, self.identities, self.clock, symbolic=False, find=self.find)
+        own._cases = self._cases
+        return own
 
     @cached_property
     def guidance(self) -> Guidance:
@@ -305,22 +311,6 @@ class Analysis:
     def weight(self, case: Case) -> Weight:
         """The row's loss as a function of its error."""
         return weight_of(self, case)
-
-
-def _functions(objective: Objective) -> int:
-    """An upper bound for the transcendental generators an objective needs."""
-    rational = {"add", "sub", "mul", "div", "neg", "select", "sum_squares", "mean_squares"}
-    found: set[Expr] = set()
-    for term in objective.terms:
-        for expr in (term.prediction, term.target, term.loss):
-            if expr is not None:
-                found |= {
-                    node
-                    for node in walk(expr)
-                    if isinstance(node, Evaluate)
-                    or (isinstance(node, Apply) and node.op not in rational)
-                }
-    return min(len(found), SPARE)
 
 
 class _Nothing:

@@ -12,7 +12,7 @@ from flowdsl.spec.core import Apply, Expr, Level, Training, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 
-GRID = 1001
+GRID = 401
 STEPS = 1_000_000.0  #: a long run, so that a warm-up counted in steps ends within it
 
 
@@ -56,6 +56,7 @@ class Curricula:
         self.objective = objective
         self._constants = {name: float(v) for name, v in objective.constants.items()}
         self._profiles: dict[Expr, Profile] = {}
+        self._conditions: dict[Expr, tuple[bool, ...]] = {}
 
     def value(self, expr: Expr, progress: float) -> float:
         """A step-level expression at a share of training. Raises `Undecided` for batch statistics."""
@@ -72,9 +73,11 @@ class Curricula:
 
     def _jumps(self, expr: Expr, values: tuple[float, ...]) -> tuple[Jump, ...]:
         scale = max(values) - min(values)
+        steps = [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
         found = []
-        for k in range(GRID - 1):
-            if abs(values[k + 1] - values[k]) > 1e-4 * scale:
+        for k, step in enumerate(steps):
+            around = max(steps[max(0, k - 1)] if k else 0.0, *steps[k + 1 : k + 2], 0.0)
+            if step > 2 * around + 1e-9 * scale:
                 jump = self._bisect(expr, k / (GRID - 1), (k + 1) / (GRID - 1))
                 if jump is not None and abs(jump.after - jump.before) > 1e-6 * scale:
                     found.append(jump)
@@ -112,9 +115,15 @@ class Curricula:
         if not step:
             return True
         try:
-            return any(
-                all(bool(self.value(c, k / (GRID - 1))) == value for c, value in step)
-                for k in range(GRID)
-            )
+            courses = [[held == value for held in self._held(c)] for c, value in step]
         except Undecided:
             return True
+        return any(all(together) for together in zip(*courses, strict=True))
+
+    def _held(self, condition: Expr) -> tuple[bool, ...]:
+        """When a condition holds, over training."""
+        known = self._conditions.get(condition)
+        if known is None:
+            known = tuple(bool(self.value(condition, k / (GRID - 1))) for k in range(GRID))
+            self._conditions[condition] = known
+        return known

@@ -28,7 +28,7 @@ from flowdsl.proof.text import element_text
 Element = Any  #: a sympy FracElement of one `Scalars` field
 
 ORDER = 5  #: Taylor polynomials in small quantities keep this many orders
-SMALLS = 6  #: how many small quantities may be in use at once
+SMALLS = 5  #: how many small quantities may be in use at once
 SPARE = 14  #: how many transcendental generators an objective may need, unless it says
 
 

@@ -95,7 +95,9 @@ def _finite(analysis: Analysis, study: Study) -> None:
     if not analysis.symbolic or not analysis.objective.constants:
         return
     values = {
-        scalars.index(n): scalars.number(v) for n, v in analysis.objective.constants.items()
+        scalars.index(n): scalars.number(v)
+        for n, v in analysis.objective.constants.items()
+        if scalars.has(n)
     }
     for state in (study.prediction, study.target):
         for c in state.terms.values():

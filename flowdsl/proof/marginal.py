@@ -141,6 +141,8 @@ def _vanishes(context: Context, x: Element) -> bool:
     """Is a coefficient zero at the constants' values? Then the equation does not determine V."""
     scalars = context.scalars
     for name, value in context.objective.constants.items():
+        if not scalars.has(name):
+            continue
         x = scalars.substitute(x, scalars.index(name), scalars.number(value))
     return not x
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowdsl.proof.errors import Undecided
+from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Reader
-from flowdsl.proof.state import State
+from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.state import Calculus, State
 from flowdsl.spec.core import Apply, Expr, Formal, Kind, Stop, rebuild
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ def weight_of(analysis: Analysis, case: Case) -> Weight:
     if case.target is None:
         raise Undecided("a term that is minimised states no identity")
     difference = Apply("sub", (case.prediction, case.target))
-    context = analysis.context()
-    scalars = context.scalars
+    scalars = analysis.loss_scalars
+    calculus = Calculus(scalars, (), analysis.clock)
+    context = Context(analysis.objective, scalars, calculus, Series(calculus), analysis.curricula,
+                      scalars.smalls[0], analysis.symbolic)  # fmt: skip
     error, stopped = scalars.symbol(ERROR), scalars.symbol(ERROR_STOPPED)
     entries = scalars.symbol(ENTRIES)
     reader = _LossReader(context, _NoNetwork(), None, {
