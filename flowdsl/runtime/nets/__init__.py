@@ -1,6 +1,5 @@
 """The bundled networks. Any other module that takes the arguments of a spec serves as well."""
 
-from flowdsl.runtime.nets.attention import attention
 from flowdsl.runtime.nets.build import build_network, network_from_config
 from flowdsl.runtime.nets.config import NetworkConfig, configure
 from flowdsl.runtime.nets.dit import DiT, Network, ScalarNetwork
@@ -13,7 +12,6 @@ __all__ = [
     "NetworkConfig",
     "ScalarNetwork",
     "Size",
-    "attention",
     "build_network",
     "configure",
     "network_from_config",

@@ -66,9 +66,26 @@ def _under_jvp(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     rows = [x.reshape(-1, *x.shape[-2:]) for x in (*values, *filled)]
     # The reverse rule by hand is for the everyday case. A compiler fuses elementary operations by
     # itself, and further transforms around can only derive those.
-    by_hand = not (torch.compiler.is_compiling() or is_nested())
-    output, tangent = _DualAttention.call(*rows) if by_hand else dual_attention(*rows)
+    if torch.compiler.is_compiling() or is_nested():
+        output, tangent = dual_attention(*rows)
+    elif torch.is_grad_enabled():
+        output, tangent = _DualAttention.call(*rows)
+    else:
+        output, tangent, _, _ = _fused_dual_attention(*rows)
     return join(output.view(value.shape), tangent.view(value.shape))
+
+
+def _fused_dual_attention(
+    q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`dual_attention` in few kernels that cannot be derived; also returns P and Ṗ."""
+    scale = q.shape[-1] ** -0.5
+    q, dq, keys = q * scale, dq * scale, _t(k)
+    p = _softmax(torch.bmm(q, keys))
+    slope = torch.bmm(dq, keys).baddbmm_(q, _t(dk)).to(p.dtype)
+    dp = _jacobian(slope, p).to(v.dtype)
+    p = p.to(v.dtype)
+    return torch.bmm(p, v), torch.bmm(dp, v).baddbmm_(p, dv), p, dp
 
 
 class _DualAttention(torch.autograd.Function):
@@ -82,16 +99,8 @@ class _DualAttention(torch.autograd.Function):
         return output, tangent
 
     @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale = q.shape[-1] ** -0.5
-        q, dq, keys = q * scale, dq * scale, _t(k)
-        p = _softmax(torch.bmm(q, keys))
-        slope = torch.bmm(dq, keys).baddbmm_(q, _t(dk)).to(p.dtype)
-        dp = _jacobian(slope, p).to(v.dtype)
-        p = p.to(v.dtype)
-        return torch.bmm(p, v), torch.bmm(dp, v).baddbmm_(p, dv), p, dp
+    def forward(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _fused_dual_attention(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

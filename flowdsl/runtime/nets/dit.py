@@ -117,7 +117,7 @@ class DiT(Network):
             names = [str(d).removeprefix("torch.") for d in (state.dtype, ours)]
             raise fail(
                 "network",
-                f"{self.config.name} has weights in {names[1]}, but was given a state in {names[0]}",
+                f"{self.config.name} has {names[1]} weights, but was given a {names[0]} state",
                 hint=f"convert one of them, e.g. network.to(torch.{names[0]})",
             )
 

@@ -55,5 +55,10 @@ def join(value: Tensor, tangent: Tensor) -> Tensor:
 
 
 def is_dual(x: Tensor) -> bool:
-    """Whether `x` carries a tangent of the innermost forward derivative."""
+    """Whether `x` carries a tangent of `forward_ad.dual_level`, without any transform around.
+
+    No while compiling: to ask there makes Dynamo believe that no derivative follows later on.
+    """
+    if torch.compiler.is_compiling():
+        return False
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

@@ -12,7 +12,9 @@ from torch.nn import functional
 from flowdsl.diagnostics import fail
 from flowdsl.runtime.contract import NULL_LABEL
 from flowdsl.runtime.nets.attention import attention
+from flowdsl.runtime.nets.config import Norm
 from flowdsl.runtime.nets.duals import innermost_transform, join, split
+from flowdsl.runtime.nets.norms import normalised
 
 #: Angular frequencies of the time features, geometrically spaced between these, and their number.
 LOWEST, HIGHEST = 0.25, 8.0
@@ -105,7 +107,8 @@ class SelfAttention(nn.Module):
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         if self.gains is not None:
             gains = self.gains.to(query.dtype)
-            query, key = rms_norm(query) * gains[0], rms_norm(key) * gains[1]
+            query = normalised(query, "rms") * gains[0]
+            key = normalised(key, "rms") * gains[1]
         mixed = attention(query, key, value).transpose(1, 2)
         return cast(Tensor, self.output(mixed.reshape(batch, count, width)))
 
@@ -117,7 +120,7 @@ class Block(nn.Module):
     `(batch, width)`.
     """
 
-    def __init__(self, width: int, heads: int, *, norm: str, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, *, norm: Norm, qk_norm: bool) -> None:
         super().__init__()
         self.norm = norm
         self.modulation = Linear(width, 6 * width)
@@ -126,19 +129,14 @@ class Block(nn.Module):
         self.outer = Linear(4 * width, width)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, -1)
+        modulation: Tensor = self.modulation(condition)[:, None]
+        shift, scale, gate, shift2, scale2, gate2 = modulation.chunk(6, -1)
         tokens = tokens + gate * self.attention(modulated(tokens, shift, scale, self.norm))
         hidden = self.inner(modulated(tokens, shift2, scale2, self.norm))
-        output: Tensor = self.outer(functional.gelu(hidden, approximate="tanh"))
-        return tokens + gate2 * output
+        output: Tensor = gate2 * self.outer(functional.gelu(hidden, approximate="tanh"))
+        return tokens + output
 
 
-def modulated(tokens: Tensor, shift: Tensor, scale: Tensor, norm: str) -> Tensor:
+def modulated(tokens: Tensor, shift: Tensor, scale: Tensor, norm: Norm) -> Tensor:
     """Normalised tokens `(batch, tokens, width)`, scaled and shifted row by row."""
-    if norm == "rms":
-        return rms_norm(tokens) * (1 + scale) + shift
-    return functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    return functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+    return normalised(tokens, norm) * (1 + scale) + shift
