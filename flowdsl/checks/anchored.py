@@ -10,11 +10,11 @@ from flowdsl.checks.identity import used
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.anchor import Anchors, Equation, anchors, passes, reaches_off_diagonal
+from flowdsl.proof.anchor import Anchors, Tie, anchors, mentions, passes, reaches_off_diagonal
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.interpret import Conditions
 from flowdsl.proof.judge import judge
-from flowdsl.proof.show import Printer
+from flowdsl.proof.show import Printer, signed
 from flowdsl.spec.core import Formal
 from flowdsl.spec.objective import Objective
 
@@ -28,18 +28,13 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     found = anchors(analysis)
     verdicts = [_loose(objective, found)] if found.empty and found.equations else []
     if not verdicts:
-        verdicts = [_tied(analysis, equation, conditions, found)
-                    for conditions, equation in _first(found)]  # fmt: skip
+        verdicts = [_tied(analysis, tie) for tie in found.tied.values()]
         verdicts += [_open(analysis, objective, found, c) for c in found.loose]
         verdicts += [_unread(reason) for reason in dict.fromkeys(found.failures) if not found.tied]
         verdicts += _elsewhere(objective, analysis)
     each = (time.perf_counter() - begin) / max(1, len(verdicts))
     return [Verdict(v.check, v.status, v.message, v.term, v.case, v.left_over, v.order,
                     v.identities, each, v.diagnostic) for v in verdicts]  # fmt: skip
-
-
-def _first(found: Anchors) -> list[tuple[Conditions, Equation]]:
-    return list(found.tied.items())
 
 
 def _loose(objective: Objective, found: Anchors) -> Verdict:
@@ -53,14 +48,13 @@ def _loose(objective: Objective, found: Anchors) -> Verdict:
     return Verdict(NAME, "unanchored", message, diagnostic=diagnostic)
 
 
-def _tied(
-    analysis: Analysis, equation: Equation, conditions: Conditions, found: Anchors
-) -> Verdict:
-    printer = Printer.of(analysis, equation.case)
-    same = [e.case for c, e in found.tied.items() if e is equation]
-    left = printer.state(equation.mean)
-    message = f"another flow v^ leaves {left}, zero only for v^ = v"
-    return Verdict(NAME, "proved", message, equation.case.term.name, rows_text(analysis, same))
+def _tied(analysis: Analysis, tie: Tie) -> Verdict:
+    case = tie.equation.case
+    printer = Printer.of(analysis, case)
+    text = f"({printer.atom(tie.hat)} - {printer.atom(tie.own)})"
+    left = signed(printer.scalar(tie.factor), text)
+    message = f"another flow leaves {left}, zero only where v^ = v"
+    return Verdict(NAME, "proved", message, case.term.name, rows_text(analysis, [case]))
 
 
 def _open(
@@ -69,7 +63,7 @@ def _open(
     """A field that no equation ties: never trained, or an equation of an unknown form."""
     case = found.equations[0].case
     shown = Printer(analysis, case, ()).conditions(conditions).removeprefix(" | ") or "the map"
-    mentioned = [e for e in found.unread if _mentions(e, conditions)]
+    mentioned = [e for e in found.unread if mentions(e, conditions)]
     if not mentioned:
         message = f"nothing ties the network at {shown} to the data"
         diagnostic = Diagnostic(
@@ -87,12 +81,6 @@ def _open(
     left = Printer.of(analysis, mentioned[0].case).state(mentioned[0].mean)
     message = "whether another flow passes is not decided by what it leaves over"
     return Verdict(NAME, "undecided", message, mentioned[0].case.term.name, left_over=left)
-
-
-def _mentions(equation: Equation, conditions: Conditions) -> bool:
-    from flowdsl.proof.anchor import _fields
-
-    return conditions in _fields(equation.mean)
 
 
 def _unread(reason: str) -> Verdict:

@@ -27,7 +27,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     verdicts = per_case(NAME, analysis, analysis.matched, lambda case: _decide(analysis, case))
     if not analysis.matched:
         verdicts.append(Verdict(NAME, "not applicable", "no term matches one thing to another"))
-    return verdicts
+    return verdicts + [Verdict(NAME, "note", text) for text in sorted(analysis.notes)]
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
@@ -104,7 +104,7 @@ def _wrong(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -
         facts.append(("learns", solution))
     else:
         message = "the target is not what the map implies"
-    derived = derived_text(analysis, case)
+    derived = derived_text(analysis)
     if derived:
         facts.append(("derived", derived))
     example = witness(analysis, finding.study, finding.left)

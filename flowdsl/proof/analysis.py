@@ -65,6 +65,7 @@ class Analysis:
     clock: Clock
     symbolic: bool = True
     find: Callable[[str], Objective] | None = None  # how other objectives are found by name
+    aliases: dict[str, str] = field(default_factory=dict)
     _contexts: dict[object, Context] = field(default_factory=dict)
     _studies: dict[object, Study] = field(default_factory=dict)
     _cases: dict[str, list[Case]] = field(default_factory=dict)
@@ -102,6 +103,22 @@ class Analysis:
     @cached_property
     def guidance(self) -> Guidance:
         return Guidance()
+
+    def share_with(self, other: Analysis) -> None:
+        """Make the states of two objectives comparable: one field, one calculus, one small quantity.
+
+        To be called before either has been used.
+        """
+        mine, yours = (scalars_of(a.objective, self.symbolic) for a in (self, other))
+        names = list(dict.fromkeys([*mine[0], *yours[0]]))
+        scalars = Scalars([*names, "_0", "_1"], spare=mine[1] + yours[1] + 2)
+        losses = Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=mine[1] + yours[1] + 4)
+        series: dict[frozenset[str] | None, Series] = {}
+        reserved = scalars.small(), scalars.small()
+        for analysis in (self, other):
+            vars(analysis).update(
+                scalars=scalars, loss_scalars=losses, _series=series, _reserved=reserved
+            )
 
     def cases(self, term: Term) -> list[Case]:
         """Every kind of row the term is computed on."""
@@ -187,7 +204,8 @@ class Analysis:
                     raise
                 continue
             maps.setdefault(shape.call.network, MapNetwork(context, shape))
-        networks = Networks(context, kind, maps, lambda c, p, t: self._marginal(case, context, c, p, t))
+        networks = Networks(context, kind, maps, lambda c, p, t: self._marginal(case, context, c, p, t),
+                            aliases=self.aliases)  # fmt: skip
         if not maps and kind != "free":
             networks.regression.update(self._regressed(case, context, networks))
         return networks
@@ -307,6 +325,11 @@ class Analysis:
                             "a network is shown a label that the learning network is not shown",
                             node.span,
                         )
+
+    @property
+    def notes(self) -> set[str]:
+        """What the studies took for granted."""
+        return {note for study in self._studies.values() for note in study.notes}
 
     def weight(self, case: Case) -> Weight:
         """The row's loss as a function of its error."""

@@ -30,11 +30,25 @@ class Equation:
     mean: State
 
 
+@dataclass(frozen=True)
+class Tie:
+    """An equation that is `factor` (times a Jacobian) times v^ - v, under these conditions.
+
+    `hat` and `own` are the atoms whose difference it is.
+    """
+
+    equation: Equation
+    conditions: Conditions
+    factor: Element
+    hat: Atom
+    own: Atom
+
+
 @dataclass
 class Anchors:
     """The outcome: which fields are tied to the data, by which case, and which are not."""
 
-    tied: dict[Conditions, Equation] = field(default_factory=dict)
+    tied: dict[Conditions, Tie] = field(default_factory=dict)
     loose: list[Conditions] = field(default_factory=list)
     unread: list[Equation] = field(default_factory=list)
     equations: list[Equation] = field(default_factory=list)
@@ -88,6 +102,11 @@ def _fields(state: State) -> set[Conditions]:
     }
 
 
+def mentions(equation: Equation, conditions: Conditions) -> bool:
+    """Is the other flow's field under these conditions in the equation?"""
+    return conditions in _fields(equation.mean)
+
+
 def _tie(found: Anchors) -> None:
     open_equations = [e for e in found.equations if e.mean]
     progress = True
@@ -98,9 +117,9 @@ def _tie(found: Anchors) -> None:
             if not rest:
                 open_equations.remove(equation)
                 continue
-            conditions = difference(equation.study.context.calculus, rest)
-            if conditions is not None and conditions not in found.tied:
-                found.tied[conditions] = equation
+            tie = difference(equation, rest)
+            if tie is not None and tie.conditions not in found.tied:
+                found.tied[tie.conditions] = tie
                 open_equations.remove(equation)
                 progress = True
     found.unread = open_equations
@@ -113,18 +132,27 @@ def _with_known(equation: Equation, tied: set[Conditions]) -> State:
     return renamed(equation.study.context.calculus, equation.mean, swap)
 
 
-def difference(calculus: Calculus, state: State) -> Conditions | None:
-    """The conditions c when the state is an invertible factor times v^_c - v_c at one place."""
+def difference(equation: Equation, state: State) -> Tie | None:
+    """The state as an invertible factor times v^ - v at one place, or None."""
     if len(state.terms) != 2:
         return None
-    (one, a), (two, b) = state.terms.items()
+    items = sorted(state.terms.items(), key=lambda item: not _is_hat(item[0]))
+    (one, a), (two, b) = items
     if a != -b:
         return None
+    inner_one, inner_two = one, two
     if isinstance(one, MapAtom) and isinstance(two, MapAtom):
         if _frame(one) != _frame(two) or len(one.directions) != 1 or one.orders != (0, 0):
             return None
-        one, two = one.directions[0], two.directions[0]
-    return _pair(one, two)
+        inner_one, inner_two = one.directions[0], two.directions[0]
+        if not _is_hat(inner_one):
+            one, two, inner_one, inner_two, a = two, one, inner_two, inner_one, b
+    conditions = _pair(inner_one, inner_two)
+    return None if conditions is None else Tie(equation, conditions, a, one, two)
+
+
+def _is_hat(atom: Atom) -> bool:
+    return isinstance(atom, VelocityAtom) and atom.field[0] == "hat"
 
 
 def _frame(atom: MapAtom) -> tuple[Field, State, Element, Element, tuple[int, int], int]:

@@ -1,11 +1,374 @@
-"""The target, derived from map and moving time."""
+"""The target, derived: differentiate the map, use what the flow does, and solve for the network.
+
+With the map φ = A z + B N and the start time moving along the flow, the landing point stays, d/dt[φ] = 0, so
+
+    N = -(A' z + A w + B d/dt[N]) / B',
+
+and with the end time moving, d/ds[φ] = v(φ, s), so N = (v(φ, s) - A' z - B d/ds[N]) / B'. Here ' is the derivative
+in the time that moves, and w the direction along which the state moves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from flowdsl.diagnostics import Span, fail
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
+from flowdsl.proof.errors import Clock, Pole, Undecided
+from flowdsl.proof.field import Element
+from flowdsl.proof.notation import Notation
+from flowdsl.proof.truth import MapNetwork, shape_of
+from flowdsl.proof.write import element_expr
+from flowdsl.spec.core import (
+    ONE,
+    Apply,
+    Constant,
+    Evaluate,
+    Expr,
+    Formal,
+    Given,
+    Kind,
+    Number,
+    PathState,
+    PathVelocity,
+    Stop,
+    add,
+    div,
+    mul,
+    neg,
+    replace_formals,
+    sub,
+    walk,
+)
+from flowdsl.spec.objective import FlowMap, Objective
+
+ZERO_FRACTION = Fraction(0)
 
 
-def derived_text(analysis: Analysis, case: Case) -> str:
-    """The derived target of a case as text."""
-    return ""
+@dataclass(frozen=True)
+class Step:
+    """One line of a derivation: in words, and as an equation."""
+
+    words: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The target that map and moving time imply: `prediction` is to equal `target`.
+
+    `identity` is the identity used. The core expressions are those of the objective, so they can be compiled.
+    """
+
+    identity: str
+    moving: str
+    prediction: Expr
+    target: Expr
+    steps: tuple[Step, ...]
+    names: Mapping[Expr, str]
+    states: Mapping[Expr, str]
+
+    def _notation(self, latex: bool) -> Notation:
+        return Notation(self.names, latex, self.states)
+
+    @property
+    def text(self) -> str:
+        """The steps as a person would write them on paper."""
+        notation = self._notation(False)
+        wide = max(len(step.words) for step in self.steps)
+        return "\n".join(
+            f"{step.words.ljust(wide)}  {notation.text(step.left)} = {notation.text(step.right)}"
+            for step in self.steps
+        )
+
+    @property
+    def latex(self) -> str:
+        """The steps as an aligned environment."""
+        notation = self._notation(True)
+        lines = [
+            rf"  {notation.text(step.left)} &= {notation.text(step.right)}"
+            rf" && \text{{{step.words}}}"
+            for step in self.steps
+        ]
+        return "\\begin{aligned}\n" + " \\\\\n".join(lines) + "\n\\end{aligned}"
+
+    @property
+    def target_text(self) -> str:
+        return self._notation(False).text(self.target)
+
+    @property
+    def prediction_text(self) -> str:
+        return self._notation(False).text(self.prediction)
+
+
+def derive(
+    objective: Objective, case: Case | None = None, analysis: Analysis | None = None
+) -> Derivation:
+    """Derive the target of an objective from its map and `differentiate`; `case` fixes the kind of row.
+
+    Raises `Undecided` where the map is not linear in one network, or nothing says which time moves.
+    """
+    analysis = analysis or Analysis(objective, (), Clock(20.0))
+    moving = objective.moving
+    flow_map = next((m for m in objective.maps.values()), None)
+    if moving is None or flow_map is None:
+        raise Undecided("a target is derived from a map and `differentiate`")
+    formals = [f for f in (flow_map.start, flow_map.end) if isinstance(f, Formal)]
+    chosen = next((f for f in formals if f.name == moving.time), None)
+    if chosen is None:
+        raise Undecided(f"`{moving.time}` is not a time of the map")
+
+    def on_rows(expr: Expr) -> Expr:
+        return expr if case is None else case.reduce(expr)
+
+    try:
+        return _Deriver(analysis, flow_map, chosen, on_rows).run()
+    except Pole:
+        raise Undecided("the derivation divides by zero") from None
+
+
+class _Deriver:
+    """One derivation: the map's weights, the moving time, and the pieces put together."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        flow_map: FlowMap,
+        moving: Formal,
+        on_rows: Callable[[Expr], Expr],
+    ) -> None:
+        self.analysis, self.objective = analysis, analysis.objective
+        self.flow_map, self.moving, self.on_rows = flow_map, moving, on_rows
+        self.own = MapNetwork(analysis.context(), shape_of(flow_map, on_rows))
+        self.scalars = analysis.scalars
+
+    def run(self) -> Derivation:
+        values = self._values()
+        state = values[self.flow_map.state.name]
+        network = self._network(values)
+        a, b, slope_a, slope_b = self._weights()
+        if not slope_b:
+            raise Undecided("the derivative of the map does not contain the network")
+        landing = Formal("φ", Kind.STATE)
+        start_moves = self.moving == self.flow_map.start
+        along = self._along(values) if start_moves else None
+        derivative = self._derivative(network, along)
+        write = self._writer(values)
+        body = self._sum([(a, state), (b, network)], write)
+        terms: list[tuple[Element, Expr]] = [(slope_a, state)]
+        if along is not None:
+            terms.append((a, along))
+        terms += [(slope_b, network), (b, derivative)]
+        moved = self._sum(terms, write)
+        mapped = self.on_rows(replace_formals(self.flow_map.body, values))
+        rest = [(-c / slope_b, e) for c, e in terms if e is not network]
+        if not start_moves:
+            rest = [(c / slope_b, e) for c, e in self._velocity(values, mapped)] + rest
+        rest.sort(key=lambda item: item[1] is derivative)
+        target = self._sum(rest, write)
+        time = self.moving.name
+        speed = Formal(f"d/d{time}[φ]", Kind.STATE)
+        identity = "eulerian" if start_moves else "lagrangian"
+        law = (
+            "start moves along the flow: the landing point stays"
+            if start_moves
+            else "end moves: the landing point moves with the velocity there"
+        )
+        shown_right = Number(ZERO_FRACTION) if start_moves else Formal(f"v(φ, {time})", Kind.STATE)
+        steps = (
+            Step("the map", landing, body),
+            Step(f"{law} ({identity} identity)", speed, shown_right),
+            Step("differentiate the map", speed, moved),
+            Step("solve for the network", network, target),
+        )
+        return Derivation(
+            identity, time, network, Stop(target), steps,
+            {mapped: self._map_text(values), **self._names()}, self._states(),
+        )  # fmt: skip
+
+    def _map_text(self, values: dict[str, Expr]) -> str:
+        """`map(z, t, s)` for the map's body."""
+        notation = Notation(self._names(), False, self._states())
+        shown = [self.flow_map.state.name]
+        shown += [notation.text(values[f.name]) for f in (self.flow_map.start, self.flow_map.end)
+                  if isinstance(f, Formal)]  # fmt: skip
+        return f"{self.flow_map.name}({', '.join(shown)})"
+
+    # pieces
+
+    def _values(self) -> dict[str, Expr]:
+        """The formals of the map as the names of the spec stand for."""
+        definitions = self.objective.definitions
+        values: dict[str, Expr] = {}
+        for formal in (self.flow_map.start, self.flow_map.end):
+            if isinstance(formal, Formal):
+                if formal.name not in definitions:
+                    raise Undecided(f"the spec draws no time `{formal.name}`")
+                values[formal.name] = self.on_rows(definitions[formal.name])
+        start = self.flow_map.start
+        time = values[start.name] if isinstance(start, Formal) else start
+        values[self.flow_map.state.name] = PathState(
+            self.flow_map.path, time, Given("data"), Given("noise")
+        )
+        return values
+
+    def _network(self, values: dict[str, Expr]) -> Evaluate:
+        call = shape_of_call(self.flow_map)
+        network = self.on_rows(replace_formals(call, values))
+        assert isinstance(network, Evaluate)
+        return network
+
+    def _weights(self) -> tuple[Element, Element, Element, Element]:
+        """A, B and their derivatives in the moving time."""
+        scalars, conditions = self.scalars, self._condition_symbols()
+        ends = [scalars.symbol("_0"), scalars.symbol("_1")]
+        place = 0 if self.moving == self.flow_map.start else 1
+        a, b = self.own.coefficients(ends[0], ends[1], conditions)
+        index = scalars.index(f"_{place}")
+        return a, b, scalars.derivative(a, index), scalars.derivative(b, index)
+
+    def _condition_symbols(self) -> tuple[tuple[str, object], ...]:
+        """A map's scalar conditions as opaque scalars, so that they can be written back."""
+        return tuple(
+            (name, self.scalars.opaque(("condition", name), name))
+            for name, value in self.own.shape.call.conditions
+            if isinstance(value, Formal)
+        )
+
+    def _writer(self, values: dict[str, Expr]) -> Callable[[Element], Expr]:
+        scalars = self.scalars
+        leaves: dict[int, Expr] = {}
+        for k, formal in enumerate((self.flow_map.start, self.flow_map.end)):
+            if isinstance(formal, Formal):
+                leaves[scalars.index(f"_{k}")] = values[formal.name]
+        call = shape_of_call(self.flow_map)
+        for name, element in self._condition_symbols():
+            (index,) = scalars.generators_in(element)
+            leaves[index] = self.on_rows(dict(call.conditions)[name])
+
+        def leaf(index: int) -> Expr:
+            if index in leaves:
+                return leaves[index]
+            return Constant(scalars.name_of(index))
+
+        return lambda x: element_expr(scalars, x, leaf)
+
+    def _along(self, values: dict[str, Expr]) -> Expr:
+        moving = self.objective.moving
+        assert moving is not None
+        if moving.along is not None:
+            return self.on_rows(moving.along)
+        state = values[self.flow_map.state.name]
+        assert isinstance(state, PathState)
+        return PathVelocity(state.path, state.time, state.data, state.noise)
+
+    def _derivative(self, network: Evaluate, along: Expr | None) -> Evaluate:
+        """The network differentiated as its arguments move."""
+        call = shape_of_call(self.flow_map)
+        tangents: list[Expr | None] = []
+        for arg in call.args:
+            if arg == self.moving:
+                tangents.append(ONE)
+            elif arg == self.flow_map.state:
+                tangents.append(along)
+            elif isinstance(arg, Formal):
+                tangents.append(None)
+            else:
+                raise Undecided("the network reads an expression of the map's times")
+        return Evaluate(network.network, network.head, network.args, network.conditions,
+                        (tuple(tangents),))  # fmt: skip
+
+    def _velocity(self, values: dict[str, Expr], landing: Expr) -> list[tuple[Element, Expr]]:
+        """The velocity where the map lands, by its own diagonal there: A' x + B' N(x, s, s)."""
+        scalars = self.scalars
+        conditions = self._condition_symbols()
+        moment, end = scalars.symbol("_0"), scalars.symbol("_1")
+        a, b = self.own.coefficients(moment, end, conditions)
+        index = scalars.index("_1")
+        slopes = [
+            scalars.rename(scalars.derivative(x, index), scalars.index("_0"), index) for x in (a, b)
+        ]
+        assert isinstance(self.flow_map.end, Formal)
+        start = self.flow_map.start
+        at_end = values[self.flow_map.end.name]
+        there = {**values, self.flow_map.state.name: landing}
+        if isinstance(start, Formal):
+            there[start.name] = at_end
+        network = self._network(there)
+        return [(slopes[0], landing), (slopes[1], network)]
+
+    def _sum(
+        self, terms: list[tuple[Element, Expr]], write: Callable[[Element], Expr]
+    ) -> Expr:
+        """c1 e1 + c2 e2 + … with signs drawn into the sums."""
+        total: Expr | None = None
+        for c, expr in terms:
+            if not c:
+                continue
+            negative = self.scalars.text(c).startswith("-")
+            factor = -c if negative else c
+            term = expr if factor == 1 else _product(write(factor), expr)
+            if total is None:
+                total = neg(term) if negative else term
+            else:
+                total = sub(total, term) if negative else add(total, term)
+        return Number(ZERO_FRACTION) if total is None else total
+
+    def _names(self) -> dict[Expr, str]:
+        """Names of the spec for the expressions they stand for, on rows of this kind."""
+        moving = self.objective.moving
+        found: dict[Expr, str] = {}
+        for name, expr in self.objective.definitions.items():
+            kind = self.objective.kind(expr)
+            whole = moving is not None and moving.along == expr
+            if (kind is Kind.TIME or kind is Kind.SCALAR or whole) and not isinstance(expr, Number):
+                found[expr] = name
+                found[self.on_rows(expr)] = name
+        return {e: n for e, n in found.items() if not isinstance(e, Number)}
+
+    def _states(self) -> dict[Expr, str]:
+        state = self._values()[self.flow_map.state.name]
+        return {state: self.flow_map.state.name}
+
+
+def _product(factor: Expr, expr: Expr) -> Expr:
+    match factor:
+        case Apply("div", (Number(value), below)) if value == 1:
+            return div(expr, below)
+    return mul(factor, expr)
+
+
+def shape_of_call(flow_map: FlowMap) -> Evaluate:
+    """The network call of a map, over its formals."""
+    calls = [n for n in walk(flow_map.body) if isinstance(n, Evaluate)]
+    if len(calls) != 1:
+        raise Undecided("the map evaluates its network more than once, or never", flow_map.span)
+    return calls[0]
+
+
+def derive_target(objective: Objective, name: str, span: Span) -> tuple[Expr, Expr]:
+    """Prediction and target of `target derived`, for the resolver. Raises a DiagnosticError."""
+    try:
+        found = derive(objective)
+    except Undecided as undecided:
+        raise fail(
+            "derive", f"the target `{name}` cannot be derived: {undecided.reason}", span,
+            hint="write the target out, or give a map of two times and say which one moves",
+        ) from None  # fmt: skip
+    return found.prediction, found.target
+
+
+def derived_text(analysis: Analysis) -> str:
+    """The derived identity, `u(z, t, r) = …`; empty where there is none."""
+    try:
+        found = derive(analysis.objective, None, analysis)
+    except (Undecided, Pole):
+        return ""
+    target = found.target
+    body = target.body if isinstance(target, Stop) else target
+    notation = Notation(found.names, False, found.states)
+    return f"{found.prediction_text} = {notation.text(body)}      {found.identity} identity"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flowdsl.proof.errors import Pole, Undecided
@@ -10,7 +11,7 @@ from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Conditions, Reader
 from flowdsl.proof.sample import X, live_calls
 from flowdsl.proof.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
-from flowdsl.spec.core import Draw, Evaluate, Expr, Kind, PathState, walk
+from flowdsl.spec.core import Apply, Draw, Evaluate, Expr, Kind, PathState, walk
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis, Study
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _UNSURE = (Undecided, Pole)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Printer:
     """Prints the states of one case: `x` is the row's path state, `own` its network's conditions."""
 
@@ -52,11 +53,26 @@ class Printer:
         return f"{base.path}({self.expression(base.time)})"
 
     def expression(self, expr: Expr) -> str:
-        """A scalar core expression, through the calculus."""
+        """A scalar core expression: by its name in the spec, else through the calculus."""
+        named = self._names.get(expr)
+        if named is not None:
+            return named
         try:
             return self.scalar(Reader(self.analysis.context(), _Silent()).scalar(expr))
         except _UNSURE:
             return expr.span.text if expr.span is not None else "…"
+
+    @cached_property
+    def _names(self) -> dict[Expr, str]:
+        """Names of the spec for times that are computed from others."""
+        objective = self.analysis.objective
+        return {
+            self.case.reduce(expr): name
+            for name, expr in objective.definitions.items()
+            if isinstance(expr, Apply)
+            and expr.op in ("add", "sub", "mul", "div")
+            and objective.kind(expr) in (Kind.TIME, Kind.SCALAR)
+        }
 
     def conditions(self, conditions: Conditions) -> str:
         """What differs from the row's own conditions, as it stands after the bar of a call."""
@@ -139,7 +155,7 @@ class Printer:
         for text, candidate in self._candidates(study):
             factor = ratio(state, candidate)
             if factor is not None:
-                return times(self.scalar(factor), text)
+                return signed(self.scalar(factor), text)
         return self.state(state)
 
     def _candidates(self, study: Study) -> list[tuple[str, State]]:
@@ -242,6 +258,18 @@ def ratio(state: State, other: State) -> Element | None:
     return factor if other.scaled(factor) == state else None
 
 
+def signed(factor: str, text: str) -> str:
+    """`factor * text`, where a difference takes up a sign: -(a - b) is b - a."""
+    inner = text[1:-1]
+    if text.startswith("(") and factor in ("1", "-1") and inner.count(" - ") == 1:
+        first, second = inner.split(" - ")
+        return inner if factor == "1" else f"{second} - {first}"
+    if text.startswith("(") and factor.startswith("-") and inner.count(" - ") == 1:
+        first, second = inner.split(" - ")
+        return times(factor[1:], f"({second} - {first})")
+    return times(factor, text)
+
+
 def times(factor: str, text: str) -> str:
     """`factor * text` with as few signs and brackets as possible."""
     if factor == "1":
@@ -266,4 +294,4 @@ def _is_sum(text: str) -> bool:
     return False
 
 
-__all__ = ["Printer", "ratio", "times"]
+__all__ = ["Printer", "ratio", "signed", "times"]

@@ -157,7 +157,10 @@ def _sum(poly: Any, name: Name) -> tuple[bool, str, str]:
     """The sum, positive term first; whether its sign was changed for that; and its negative."""
     constant = [mc for mc in poly.items() if not any(mc[0])]
     ordered = constant + sorted((mc for mc in poly.items() if any(mc[0])), reverse=True)
-    flip = all(c < 0 for _, c in ordered) or (not constant and ordered[0][1] < 0)
+    below = sum(c < 0 for _, c in ordered)
+    flip = 2 * below > len(ordered) or (
+        2 * below == len(ordered) and not constant and ordered[0][1] < 0
+    )
     if flip:
         ordered = [(m, -c) for m, c in ordered]
     mixed = constant and any(c < 0 for _, c in ordered) and any(c > 0 for _, c in ordered)

@@ -260,6 +260,7 @@ class Networks:
     maps: dict[str, MapNetwork]  # by network
     marginal: Marginal  # the velocity of the data under conditions: what teachers know
     regression: dict[str, Regression] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)  # names shared with another objective
     _known: dict[object, State] = field(default_factory=dict)
 
     def value(self, call: Call) -> State:
@@ -270,14 +271,15 @@ class Networks:
             known = self._known[key] = self._value(call, owner)
         if not call.live:
             return known
-        test = self.context.calculus.function(
-            (f"δ{owner}", call.conditions), call.point, call.times
-        )
+        moved = f"δ{self.aliases.get(owner, owner)}"
+        test = self.context.calculus.function((moved, call.conditions), call.point, call.times)
         return known + test.scaled(self.context.scalars.generator(self.context.eta))
 
     def _value(self, call: Call, owner: str) -> State:
         if self.kind == "free":
-            return self.context.calculus.function((owner, call.conditions), call.point, call.times)
+            return self.context.calculus.function(
+                (self.aliases.get(owner, owner), call.conditions), call.point, call.times
+            )
         if owner in self.maps:
             return self.maps[owner].solve(call, self.landing)
         if owner in self.regression:

@@ -1,0 +1,91 @@
+"""Is each claim about another objective true, for every network?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from flowdsl.checks.check import Check, merged
+from flowdsl.checks.report import Status, Verdict
+from flowdsl.diagnostics import Diagnostic, DiagnosticError
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.compare import Pair, compare
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.notation import Notation
+from flowdsl.spec.objective import Claim, Objective
+
+NAME = "claims"
+
+
+def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    if not objective.claims:
+        return [Verdict(NAME, "not applicable", "nothing is claimed")]
+    verdicts: list[Verdict] = []
+    for claim in objective.claims:
+        begin = time.perf_counter()
+        found = _decide(analysis, claim)
+        each = (time.perf_counter() - begin) / max(1, len(found))
+        verdicts += [replace(verdict, seconds=each) for verdict in found]
+    return verdicts
+
+
+def claim_text(claim: Claim) -> str:
+    """The claim as it stands in the spec."""
+    text = f"same {claim.relation} as {claim.other}"
+    if claim.mode == "always" or claim.value is None:
+        return text
+    return f"{text} {claim.mode} {claim.parameter} == {Notation().text(claim.value)}"
+
+
+def _decide(analysis: Analysis, claim: Claim) -> list[Verdict]:
+    shown = claim_text(claim)
+    if analysis.find is None:
+        return [Verdict(NAME, "undecided", f"{shown}: the other objective is not at hand")]
+    try:
+        pairs = compare(analysis, analysis.find(claim.other), claim)
+    except Undecided as undecided:
+        return [Verdict(NAME, "undecided", f"{shown}: {undecided.reason}")]
+    except DiagnosticError as error:
+        found = error.diagnostics[0]
+        return [Verdict(NAME, "undecided", f"{shown}: {found.message}", diagnostic=found)]
+    judged = [(pair.case, _verdict(claim, shown, pair)) for pair in pairs]
+    return merged(analysis, judged)
+
+
+def _verdict(claim: Claim, shown: str, pair: Pair) -> Verdict:
+    status: Status = "proved"
+    if not pair.same:
+        return _refuted(claim, f"{shown}: the gradients differ", pair.left)
+    if claim.relation == "value":
+        if pair.values:
+            return Verdict(NAME, "proved", f"{shown}: row by row, for every network")
+        return _refuted(claim, f"{shown}: the losses differ", f"{pair.one} against {pair.other}")
+    if pair.weights:
+        return Verdict(NAME, status, f"{shown}: row by row, for every network, weights included")
+    weights = f" ({pair.one} against {pair.other})" if pair.one else ""
+    return Verdict(
+        NAME, status,
+        f"{shown}: row by row, for every network, up to each row's positive weight{weights}",
+    )  # fmt: skip
+
+
+def _refuted(claim: Claim, message: str, left: str) -> Verdict:
+    diagnostic = Diagnostic(NAME, message, claim.span, facts=(("left over", left),))
+    return Verdict(NAME, "refuted", message, left_over=left, diagnostic=diagnostic)
+
+
+CHECK = Check(
+    NAME,
+    8,
+    "Is each claim about another objective true, for every network?",
+    """The networks are functions about which nothing is known; both objectives are compared row by row: same state,
+times and conditions. `same value` compares the rows' losses. `same gradient` compares the directions of the rows'
+gradients: they must be multiples of each other by a positive weight, and the verdict says whether the weights agree
+too. `near` compares leading orders.
+
+    claims  same gradient as meanflow near alpha == 0
+
+holds for AlphaFlow: its residual divided by alpha tends to MeanFlow's. Its weight alpha / (mse + c) reaches MeanFlow's
+1 / (mse + c) only for c = 0, which the verdict shows.""",
+    _run,
+)
