@@ -67,7 +67,7 @@ class DataCard:
 
     name: str
     spec: str
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     classes: int | None = None
     class_names: tuple[str, ...] = ()
     pixels: Pixels = Pixels()

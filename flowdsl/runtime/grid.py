@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flowdsl.runtime.dataset import Pixels
 
-TILE = 40  # an image is enlarged by a whole factor to at least this many pixels
-GAP, BLOCK_GAP, MARGIN = 2, 18, 14
+TILE = 48  # an image is enlarged by a whole factor to at least this many pixels
+GAP, BLOCK_GAP, MARGIN = 4, 24, 16
 TITLE_SIZE, TEXT_SIZE = 18, 14
 BACKGROUND, INK, SOFT_INK, RULE = (255, 255, 255), (20, 20, 30), (110, 110, 120), (225, 225, 230)
 PANEL = 300  # side of a scatter plot

@@ -121,3 +121,17 @@ def as_argument(signature: ObjectiveSignature, modules: Mapping[str, nn.Module])
     if len(signature.networks) == 1:
         return modules[signature.networks[0].name]
     return dict(modules)
+
+
+def time_vector(state: Tensor, time: float) -> Tensor:
+    """One time for every row, (batch,): float64 for float64 states, else float32."""
+    dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
+    return torch.full((len(state),), time, device=state.device, dtype=dtype)
+
+
+def initial_state(loss: CompiledLoss, noise: Tensor) -> Tensor:
+    """The state at the noise's end of the path, for standard normal noise: a path may scale it."""
+    if isinstance(loss, HasPath):
+        time = time_vector(noise, loss.signature.noise_time)
+        return loss.path(torch.zeros_like(noise), noise, time)
+    return noise

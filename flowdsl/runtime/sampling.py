@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.runtime.contract import NULL_LABEL, ObjectiveSignature
-from flowdsl.runtime.protocols import CompiledLoss, HasPath, Networks, takes_labels
+from flowdsl.runtime.protocols import (
+    CompiledLoss,
+    HasPath,
+    Networks,
+    initial_state,
+    takes_labels,
+    time_vector,
+)
 
 Sampler = Literal["auto", "jump", "renoise", "euler", "heun"]
 
@@ -81,7 +88,7 @@ def sample(
             rows = slice(start, start + CHUNK)
             part = None if label is None else label[rows]
             task = _Task(loss, networks, part, options, generator)
-            parts.append(rule(task, _initial(loss, noise[rows]), times))
+            parts.append(rule(task, initial_state(loss, noise[rows]), times))
     return torch.cat(parts)
 
 
@@ -149,15 +156,15 @@ class _Task:
         return self.loss.jump(
             self.networks,
             z,
-            _times(z, start),
-            _times(z, end),
+            time_vector(z, start),
+            time_vector(z, end),
             label=self.label,
             **self.conditions(z),
         )
 
     def velocity(self, z: Tensor, time: float) -> Tensor:
         def with_label(label: Tensor | None) -> Tensor:
-            when = _times(z, time)
+            when = time_vector(z, time)
             return self.loss.velocity(self.networks, z, when, label=label, **self.conditions(z))
 
         conditional = with_label(self.label)
@@ -171,7 +178,7 @@ class _Task:
         noise = torch.randn(
             clean.shape, generator=self.generator, device=clean.device, dtype=clean.dtype
         )
-        return self.loss.path(clean, noise, _times(clean, time))
+        return self.loss.path(clean, noise, time_vector(clean, time))
 
 
 Rule = Callable[[_Task, Tensor, Sequence[float]], Tensor]
@@ -267,21 +274,6 @@ def _check_guidance(signature: ObjectiveSignature, guidance: float, name: str) -
         )
     if not takes_labels(signature):
         raise fail("sample", f"guidance needs labels, which {signature.name} does not see")
-
-
-def _initial(loss: CompiledLoss, noise: Tensor) -> Tensor:
-    """The state at the noise's end of the path; the path may scale its noise."""
-    if isinstance(loss, HasPath):
-        return loss.path(torch.zeros_like(noise), noise, _times(noise, loss.signature.noise_time))
-    return noise
-
-
-def _times(z: Tensor, time: float) -> Tensor:
-    """A vector (batch,) of one time: float64 for float64 states, else float32, whatever the
-    precision.
-    """
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return torch.full((len(z),), time, device=z.device, dtype=dtype)
 
 
 def _device(networks: Networks) -> torch.device:

@@ -38,10 +38,9 @@ def load(argument: str, size: int | None) -> Dataset:
     data, labels = _read(path)
     states = _states(path, data)
     label, classes = _labels(path, labels, len(states))
+    shape = (states.shape[1], states.shape[2], states.shape[3])
     train, held_out = split(states, label, held_out=0.1)
-    card = DataCard(
-        "array", f"array:{argument}", tuple(states.shape[1:]), classes, pixels=_pixels(states)
-    )
+    card = DataCard("array", f"array:{argument}", shape, classes, pixels=_pixels(states))
     return Dataset(card, train, held_out)
 
 

@@ -156,6 +156,7 @@ def _from_json(content: Mapping[str, Any], spec: Path) -> RunRecord:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']}, this flowdsl reads format {FORMAT}")
     data = content["data"]
+    channels, height, width = data["shape"]
     return RunRecord(
         objective=content["objective"],
         title=content["title"],
@@ -163,7 +164,7 @@ def _from_json(content: Mapping[str, Any], spec: Path) -> RunRecord:
         data=DataCard(
             name=data["name"],
             spec=data["spec"],
-            shape=tuple(data["shape"]),
+            shape=(channels, height, width),
             classes=data["classes"],
             class_names=tuple(data["class_names"]),
             pixels=Pixels(**data["pixels"]),

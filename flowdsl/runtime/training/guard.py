@@ -35,7 +35,8 @@ class Guard:
         elif not bool(torch.isfinite(value.detach())):
             what = "the loss, though each term is finite"
         else:
-            what = f"the gradient (norm {float(norm):g}), though the loss is {float(value):.4g}"
+            loss = float(value.detach())
+            what = f"the gradient (norm {float(norm):g}), though the loss is {loss:.4g}"
         if self.in_a_row >= self.patience:
             raise fail(
                 "train",

@@ -57,6 +57,7 @@ class TrainState:
             "skipped_in_a_row": self.guard.in_a_row,
             "window": self.window.state(),
             "last": self.last,
+            "first_average": self.averages[0].name,
         }
         optimizers = {one.player.name: one.optimizer.state_dict() for one in self.learners}
         return Checkpoint(self.step, tensors, optimizers, plain)

@@ -280,6 +280,8 @@ class Trainer:
 def network_config(network: nn.Module) -> object:
     """A network's own record of how it was built (`.config`) as plain data, or None."""
     config: Any = getattr(network, "config", None)
+    if hasattr(config, "as_dict"):
+        return config.as_dict()
     if hasattr(config, "model_dump"):
         return config.model_dump(mode="json")
     if is_dataclass(config) and not isinstance(config, type):

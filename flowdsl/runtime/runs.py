@@ -1,0 +1,201 @@
+"""Whole runs in one call each: train, resume, sample, evaluate. What the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from flowdsl.diagnostics import Diagnostic, fail
+from flowdsl.runtime.data import load_dataset
+from flowdsl.runtime.dataset import DataCard
+from flowdsl.runtime.evaluation import Evaluation, EvaluationOptions, evaluate
+from flowdsl.runtime.features import features_of
+from flowdsl.runtime.grid import save_picture
+from flowdsl.runtime.loading import (
+    BuildNetworks,
+    CompileSpec,
+    LoadedRun,
+    bundled_networks,
+    load_run,
+    start_from,
+)
+from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, shows_labels
+from flowdsl.runtime.protocols import CompiledLoss
+from flowdsl.runtime.sampling import SampleOptions
+from flowdsl.runtime.training.config import TrainConfig
+from flowdsl.runtime.training.directory import RunDirectory, SavedSpec, fresh_directory, write_text
+from flowdsl.runtime.training.trainer import RunResult, resume, train
+from flowdsl.runtime.truth import exact_flow
+
+
+def train_run(
+    loss: CompiledLoss,
+    config: TrainConfig,
+    spec: SavedSpec,
+    *,
+    run_dir: Path | None = None,
+    root: Path = Path("runs"),
+    sources: Mapping[str, Path] | None = None,
+    build: BuildNetworks = bundled_networks,
+    progress: bool = True,
+) -> RunResult:
+    """Trains bundled networks (or what `build` makes) on the config's data.
+
+    Without `run_dir` the run goes into `root`/objective-data, with a number when that is taken.
+    `sources` are runs whose weights roles start with (needed for frozen ones).
+    """
+    dataset = load_dataset(config.data, config.resolution)
+    networks = build(loss, dataset.card, config)
+    start_from(networks, loss, sources or {})
+    path = run_dir or fresh_directory(root, loss.signature.name, dataset.card.name)
+    return train(loss, networks, dataset, config, run_dir=path, spec=spec, progress=progress)
+
+
+def resume_run(
+    run_dir: Path,
+    compile_spec: CompileSpec,
+    *,
+    build: BuildNetworks = bundled_networks,
+    progress: bool = True,
+) -> RunResult:
+    """Goes on with a run from its last checkpoint, exactly."""
+    record = RunDirectory(run_dir).record()
+    loss = compile_spec(record.spec)
+    dataset = load_dataset(record.config.data, record.config.resolution)
+    networks = build(loss, record.data, record.config)
+    return resume(run_dir, loss, networks, dataset, progress=progress)
+
+
+def recompiled_differently(run_dir: Path, loss: CompiledLoss) -> Diagnostic | None:
+    """A warning when the compiler now emits other code than the run was trained with, else None."""
+    if RunDirectory(run_dir).source() == loss.source:
+        return None
+    return Diagnostic(
+        "run",
+        f"the loss of {run_dir} compiles to other code than when the run began",
+        hint="its loss.py holds what it was trained with",
+        severity="warning",
+    )
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What to draw: numbers of steps, classes (names or numbers; None: the first ten), the seed."""
+
+    steps: tuple[int, ...] = (1, 2, 4)
+    classes: tuple[str, ...] | None = None
+    seed: int = 0
+    weights: str = "ema"
+    checkpoint: int | None = None
+    options: SampleOptions = field(default_factory=SampleOptions)
+    device: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """Where the picture is, and the states (rows, columns, *shape) by number of steps."""
+
+    path: Path
+    states: Mapping[int, Tensor]
+
+
+def sample_run(
+    run_dir: Path,
+    compile_spec: CompileSpec,
+    request: SampleRequest | None = None,
+    *,
+    out: Path | None = None,
+    build: BuildNetworks = bundled_networks,
+) -> SampleResult:
+    """A picture of samples from a run's checkpoint; by default into the run's own folder."""
+    request = request or SampleRequest()
+    run = _loaded(run_dir, compile_spec, request.weights, request.checkpoint, request.device, build)
+    card = run.record.data
+    labels = _class_numbers(card, request.classes)
+    labelled = shows_labels(run.loss, card)
+    if labels is not None and not labelled:
+        raise fail("sample", f"{run.record.objective} on {card.name} knows no classes")
+    plan = layout(card, labelled=labelled, labels=labels)
+    blocks = sample_blocks(
+        run.loss,
+        run.networks,
+        card,
+        plan,
+        request.steps,
+        seed=request.seed,
+        device=run.device,
+        options=request.options,
+    )
+    title = f"{run.record.objective} on {card.name}, step {run.step:,}"
+    note = f"weights: {run.weights}, seed {request.seed}"
+    image = sample_picture(blocks, card, plan, title=title, note=note)
+    path = out or run.directory.samples / f"sample-{run.step:08d}-seed{request.seed}.png"
+    try:
+        save_picture(image, path)
+    except (OSError, ValueError) as error:
+        raise fail("sample", f"{path} cannot be written: {error}") from error
+    states = {n: block.states for n, block in zip(request.steps, blocks, strict=True)}
+    return SampleResult(path, states)
+
+
+def evaluate_run(
+    run_dir: Path,
+    compile_spec: CompileSpec,
+    options: EvaluationOptions | None = None,
+    *,
+    weights: str = "ema",
+    checkpoint: int | None = None,
+    device: str = "auto",
+    build: BuildNetworks = bundled_networks,
+) -> Evaluation:
+    """The metrics of a run's checkpoint; also written to evaluation.json in its folder."""
+    run = _loaded(run_dir, compile_spec, weights, checkpoint, device, build)
+    config = run.record.config
+    dataset = load_dataset(config.data, config.resolution)
+    evaluation = evaluate(
+        run.loss,
+        run.networks,
+        dataset,
+        features_of(dataset),
+        options,
+        device=run.device,
+        exact=exact_flow(run.loss, dataset.card),
+        weights=run.weights,
+        step=run.step,
+    )
+    write_text(run.directory.path / "evaluation.json", evaluation.json())
+    return evaluation
+
+
+def _loaded(
+    run_dir: Path,
+    compile_spec: CompileSpec,
+    weights: str,
+    step: int | None,
+    device: str,
+    build: BuildNetworks,
+) -> LoadedRun:
+    return load_run(run_dir, compile_spec, weights=weights, step=step, device=device, build=build)
+
+
+def _class_numbers(card: DataCard, classes: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Classes by name or by number."""
+    if classes is None:
+        return None
+    return tuple(_class_number(card, name) for name in classes)
+
+
+def _class_number(card: DataCard, name: str) -> int:
+    if name in card.class_names:
+        return card.class_names.index(name)
+    if name.isdigit() and card.classes is not None and int(name) < card.classes:
+        return int(name)
+    known = card.class_names or tuple(str(k) for k in range(card.classes or 0))
+    raise fail(
+        "sample",
+        f'{card.name} has no class "{name}"',
+        facts=(("classes", ", ".join(known) or "none"),),
+    )
