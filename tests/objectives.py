@@ -1,6 +1,8 @@
-"""Objectives built by hand from the core's constructors: what resolution makes of the specs in the design.
+"""Objectives built by hand from the core's constructors: what resolution makes of the specs in the
+design.
 
-The tests of the compiler's back half use them, so that they depend neither on the parser nor on the shipped specs.
+The tests of the compiler's back half use them, so that they depend neither on the parser nor on the
+shipped specs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""From a graph to the statements of a function: what gets a name, in which order, and under which gradient mode."""
+"""From a graph to the statements of a function: what gets a name, in which order, and under which
+gradient mode.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ _MEANINGS = {
     "and": "both",
     "not": "others",
 }
-#: A state of this many characters is named before a network sees it.
-LONG = 48
+#: The reductions of a sample to a number; they are always worth a name.
+REDUCTIONS = frozenset({"sum_squares", "mean_squares", "norm", "mean_abs", "dot"})
+#: A number that is written with at most this many characters may be written twice.
+SHORT = 24
 
 
 @dataclass
@@ -59,7 +63,9 @@ class Body:
         self._results = self._find_results()
 
     def _find_results(self) -> dict[int, list[int]]:
-        """For each network pass, the nodes that read its outputs: itself, or heads, primals and tangents."""
+        """For each network pass, the nodes that read its outputs: itself, or heads, primals and
+        tangents.
+        """
         found: dict[int, list[int]] = {}
         for at in self.graph.calls():
             several = len(self.graph.objective.networks[self.graph[at].call.network].heads) > 1
@@ -101,12 +107,12 @@ class Body:
             return False
         if node.name:
             return True
+        reduced = node.op in REDUCTIONS and self.printer.is_state(node.inputs[0])
         uses = len(self.graph.users.get(at, ())) + self.graph.roots.count(at)
-        if uses < 2:
-            return False
-        small = node.op not in ("select", "sum_squares", "mean_squares", "norm", "batch_mean")
-        leafy = all(i in self.printer.names or self.graph[i].op in LEAVES for i in node.inputs)
-        return not (small and leafy and node.kind is not Kind.STATE)
+        if reduced or uses < 2:
+            return reduced
+        simple = not self.printer.is_state(at) and node.op not in ("select", "batch_mean")
+        return not (simple and len(self.printer.text(at)) <= SHORT)
 
     def _assign(self, at: int, node: Node) -> None:
         text = self.printer.text(at)
@@ -122,32 +128,33 @@ class Body:
 
     def _place_rows(self, at: int, node: Node) -> None:
         mask = self.graph[node.inputs[0]]
-        text = self.printer.text(node.inputs[0])
         inner = self.graph[mask.inputs[0]] if mask.op == "not" else mask
         word = inner.name or (str(inner.detail) if inner.op == "draw" else "")
-        wanted = "some" if not word else f"not_{word}" if mask.op == "not" else f"{word}_rows"
-        name = self.names.take(identifier(wanted))
+        wanted = "rows" if not word else f"not_{word}" if mask.op == "not" else f"{word}_rows"
+        comment = ""
         if isinstance(node.detail, Count):
-            self.printer.helpers.add("pick")
-            text = f"pick({text}, {self.count(node.detail)})"
+            # a stable sort of the mask's negation puts its rows first; shapes stay static
+            outside = mask.inputs[0] if mask.op == "not" else node.inputs[0]
+            text = self.printer.text(outside, ATOM)
+            text = text if mask.op == "not" else f"(~{text})"
+            text = f"{text}.int().argsort(stable=True)[: {self.count(node.detail)}]"
+            comment = (
+                f"the rows where {_words(self.printer.text(node.inputs[0]))}; their number is known"
+            )
         else:
             text = f"{self.printer.text(node.inputs[0], ATOM)}.nonzero().squeeze(1)"
-        self.printer.names[at] = name
-        self.statements.append(Statement((at,), f"{name} = {text}", neutral=True))
+        self.printer.names[at] = name = self.names.take(identifier(wanted))
+        self.statements.append(Statement((at,), f"{name} = {text}", comment, neutral=True))
 
     def count(self, count: Count) -> str:
         """A number of rows as a function of the batch size."""
         shares = static_shares(self.graph.objective)
+        self.printer.helpers.add("batch")
         text = ""
-        for multiple, share in count.parts:
-            part = (
-                f"len({self.printer.like})"
-                if share is None
-                else share_count(shares, share, f"len({self.printer.like})")
-            )
-            sign = "-" if multiple < 0 else "+"
+        for multiple, share in sorted(count.parts, key=lambda part: -part[0]):
+            part = "batch" if share is None else share_count(shares, share, "batch")
             part = part if abs(multiple) == 1 else f"{abs(multiple)} * ({part})"
-            part = f"({part})" if sign == "-" and " " in part else part
+            sign = "-" if multiple < 0 else "+"
             text = f"{text} {sign} {part}" if text else (part if multiple > 0 else f"-{part}")
         return text or "0"
 
@@ -182,8 +189,8 @@ class Body:
         if not call.directions:
             if rows is None:
                 return f"{network}({', '.join([*arguments, *given])})", False
-            self.printer.helpers |= {"evaluate", "spread"}
-            return f"evaluate({', '.join([network, point, rows, *given])})", False
+            self.printer.helpers |= {"on_rows", "batch"}
+            return f"on_rows({', '.join([rows, 'batch', network, *arguments, *given])})", False
         tangents = iter(node.inputs[call.point :])
         directions = []
         for direction in call.directions:
@@ -199,8 +206,9 @@ class Body:
             function = f"lambda *x, **c: {name}({function}, x, {inner}, **c){pick}"
         if rows is None:
             return f"{name}({', '.join([function, point, directions[-1], *given])})", self.exact
-        self.printer.helpers |= {f"{name}_on", "spread"}
-        return f"{name}_on({', '.join([rows, network, point, directions[-1], *given])})", self.exact
+        self.printer.helpers |= {"on_rows", "batch"}
+        inside = [rows, "batch", name, network, point, directions[-1], *given]
+        return f"on_rows({', '.join(inside)})", self.exact
 
     def _targets(self, at: int, node: Node, text: str, pair: bool) -> tuple[str, str]:
         """The names on the left, and the text with what is not needed left out."""
@@ -261,7 +269,9 @@ def _words(mask: str) -> str:
 
 
 def arrange(statements: list[Statement]) -> list[Statement | list[Statement]]:
-    """Runs of statements; those that record no graph stand together, with the neutral ones between them."""
+    """Runs of statements; those that record no graph stand together, with the neutral ones between
+    them.
+    """
     arranged: list[Statement | list[Statement]] = []
     at = 0
     while at < len(statements):

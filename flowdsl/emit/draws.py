@@ -12,7 +12,7 @@ from flowdsl.ir.lower import Lowering
 from flowdsl.ir.shares import exact
 from flowdsl.passes.fold import fold
 from flowdsl.prelude.laws import LAW_HELPERS, LAWS
-from flowdsl.prelude.text import group, show
+from flowdsl.prelude.text import group, literal, show
 from flowdsl.runtime.contract import Share
 from flowdsl.spec.core import Apply, Draw, Expr, Given, Kind, Level, walk
 from flowdsl.spec.objective import DrawDeclaration, DrawLine, LawCall, Objective
@@ -44,14 +44,12 @@ class DrawWriter:
         self.local: dict[str, str] = {}
         self.lines: list[str] = []
         self.helpers: set[str] = set()
-        self.needs: set[str] = set()
 
     def write(self, noise: bool) -> list[str]:
         """The statements, one a line; all keys are drawn."""
         if noise:
             self.local["noise"] = self.names.take("noise")
-            self.lines.append("noise = normal(*data.shape)")
-            self.needs.add("normal")
+            self.lines.append("noise = torch.randn(*data.shape, **kind)")
         pending = self._ordered()
         while pending:
             line = next((p for p in pending if self._ready(p, pending)), None)
@@ -117,8 +115,7 @@ class DrawWriter:
             case "share":
                 return self._share(line)
             case "bernoulli":
-                text = f"uniform(batch) < {self.argument(law.args[0])}"
-                self.needs |= {"uniform", "batch"}
+                text = f"torch.rand(batch, **kind) < {self.argument(law.args[0])}"
                 if first and line.rows is not None:
                     return f"({text}) & {group(self.text(line.rows))}"
                 return text
@@ -132,11 +129,10 @@ class DrawWriter:
             both = self.law(laws[0], f"2, {shape}")
         else:
             both = f"torch.stack([{', '.join(self.law(a, shape) for a in laws)}])"
-        return f"{group(both)}.sort(0, descending=True).values.unbind(0)"
+        return f"{group(both)}.sort(0, descending=True).values"
 
     def _share(self, line: DrawLine) -> str:
         share = exact(self.objective, line.law.args[0])
-        self.needs.add("batch")
         if line.rows is None:
             count = (
                 scaled("batch", share)
@@ -151,18 +147,14 @@ class DrawWriter:
             if share is not None
             else f"({group(self.argument(line.law.args[0]))} * {total}).floor()"
         )
-        self.needs.add("uniform")
         others = rows[1:] if rows.startswith("~") and rows[1:].isidentifier() else f"~{group(rows)}"
-        return f"uniform(batch).masked_fill({others}, 2).argsort().argsort() < {count}"
+        return f"torch.rand(batch, **kind).masked_fill({others}, 2).argsort().argsort() < {count}"
 
     def law(self, law: LawCall, shape: str) -> str:
         """The text that draws from a law, or from a function of one."""
         if law.law not in LAWS:
             return self._function(law, shape)
         row = LAWS[law.law]
-        for need in ("normal", "uniform"):
-            self.needs.add(need)
-        self.needs.add("batch")
         if law.law == "truncated":
             inner, lo, hi = law.args
             assert isinstance(inner, LawCall)
@@ -173,7 +165,14 @@ class DrawWriter:
                     hint="truncate uniform, normal, logit_normal, log_normal or power_law",
                 )  # fmt: skip
             texts = [self.argument(a) for a in inner.args]
-            return LAWS[inner.law].truncated(texts, self.argument(lo), self.argument(hi), shape)
+            bounds = [self.argument(lo), self.argument(hi)]
+            ends = [LAWS[inner.law].distribution_text(texts, b) for b in bounds]
+            for i, name in enumerate(("bottom", "top")):
+                if literal(ends[i]) is None:
+                    local = self.names.take(name)
+                    self.lines.append(f"{local} = {ends[i]}")
+                    ends[i] = local
+            return LAWS[inner.law].truncated(texts, ends, bounds, shape)
         if law.law == "choice":
             values = law.args[0]
             assert isinstance(values, LawCall)

@@ -26,9 +26,9 @@ def compile_objective(
 ) -> Loss:
     """Compile an objective to a loss.
 
-    `derivative` "finite_difference" replaces forward-mode derivatives by central differences, for networks that have
-    none. `constants` replaces values of the spec's `constants`. Raises DiagnosticError for an unknown constant, and
-    for names that become one in Python.
+    `derivative` "finite_difference" replaces forward-mode derivatives by central differences, for
+    networks that have none. `constants` replaces values of the spec's `constants`. Raises
+    DiagnosticError for an unknown constant, and for names that become one in Python.
     """
     source = emit_objective(
         objective, optimize=optimize, derivative=derivative, constants=constants

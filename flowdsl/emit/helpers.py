@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-LIFT = '''def lift(x):
-    """One number per sample, in a shape that multiplies states."""
+LIFT = """def lift(x):  # one number per sample, in a shape that multiplies states
     return x.view(-1, *[1] * ({like}.ndim - 1))
-'''
+"""
 
 SNAP = '''def snap(x, tolerance):
     """0 below the tolerance, 1 within the tolerance of 1, else x."""
@@ -27,32 +26,10 @@ BATCH_MEAN = '''def batch_mean(x):
     return mean
 '''
 
-PICK = '''def pick(mask, count):
-    """The indices of the rows where `mask` holds; their number is known, so shapes are static."""
-    return torch.argsort(mask.to(torch.uint8), descending=True, stable=True)[:count]
-'''
-
-SPREAD = '''def spread(value, rows, batch):
-    """The values of some rows in their places, zero elsewhere."""
-    if isinstance(value, tuple):
-        return tuple(spread(v, rows, batch) for v in value)
-    return value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
-'''
-
-EVALUATE = '''def evaluate(network, point, rows, /, **conditions):
-    """A network on some rows of the batch; zero elsewhere."""
-    if len(rows) == 0:
-        return {nothing}
-    conditions = {{name: value[rows] for name, value in conditions.items()}}
-    return spread(network(*(x[rows] for x in point), **conditions), rows, len(point[0]))
-'''
-
 JVP = '''def jvp(network, point, direction, /, **conditions):
-    """A network at a point, and its derivative along a direction (None: that argument stays).
-
-    Values are cloned because torch.compile wants values and tangents to be laid out alike.
-    """
+    """A network at a point, and its derivative along a direction (None: that argument stays)."""
     moving = [i for i, d in enumerate(direction) if d is not None]
+    # cloned: torch.compile wants values and tangents to be laid out alike
     values = [point[i].clone(memory_format=torch.contiguous_format) for i in moving]
     tangents = [(torch.zeros_like(v) + direction[i]).to(v) for i, v in zip(moving, values)]
 
@@ -65,24 +42,35 @@ JVP = '''def jvp(network, point, direction, /, **conditions):
     return torch.func.jvp(along, tuple(values), tuple(tangents))
 '''
 
-DIFFERENCE = '''def difference(network, point, direction, /, **conditions):
-    """The derivative of a network along a direction (None: that argument stays), as a central difference.
+#: The difference quotient of a network with one output, and with several.
+ONE = "(after - before) / (2 * STEP)"
+SEVERAL = "tuple((a - b) / (2 * STEP) for a, b in zip(after, before))"
 
-    For networks without a forward-mode derivative. The error grows with the square of STEP, and with
-    1 / STEP times the precision of the arithmetic.
+DIFFERENCE = '''def difference(network, point, direction, /, **conditions):
+    """The derivative of a network along a direction (None: that argument stays), by differences.
+
+    The error grows with the square of STEP, and with the precision of the arithmetic over STEP.
     """
     ahead = [x if d is None else x + STEP * d for x, d in zip(point, direction)]
     behind = [x if d is None else x - STEP * d for x, d in zip(point, direction)]
     after, before = network(*ahead, **conditions), network(*behind, **conditions)
-    return {change}
+    return CHANGE
 '''
 
-JVP_ROWS = '''def {name}_on(rows, network, point, direction, /, **conditions):
-    """The same on some rows of the batch; zero elsewhere."""
-    if len(rows) == 0:
-        return {nothing}
-    direction = [d[rows] if torch.is_tensor(d) else d for d in direction]
-    conditions = {{name: value[rows] for name, value in conditions.items()}}
-    found = {name}(network, [x[rows] for x in point], direction, **conditions)
-    return spread(found, rows, len(point[0]))
+ON_ROWS = '''def on_rows(rows, batch, function, *arguments, **conditions):
+    """A function on some rows of the batch; zero elsewhere."""
+    # without any rows it runs on one, to learn the shape of its results
+    some = rows if len(rows) else rows.new_zeros(1)
+
+    def take(x):
+        if isinstance(x, tuple):
+            return tuple(take(y) for y in x)
+        return x[some] if torch.is_tensor(x) else x
+
+    def spread(x):
+        if isinstance(x, tuple):
+            return tuple(spread(y) for y in x)
+        return x.new_zeros(batch, *x.shape[1:]).index_copy(0, rows, x[: len(rows)])
+
+    return spread(function(*take(arguments), **{name: take(x) for name, x in conditions.items()}))
 '''

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 WIDTH = 100
 _OPEN, _CLOSE = "([{", ")]}"
 #: Binary operators that may begin a continued line, loosest first.
-_LOOSE = ((" | ",), (" & ",), (" + ", " - "), (" * ", " / "))
+_LOOSE = (
+    (" if ", " else "),
+    (" < ", " <= ", " > ", " >= ", " == ", " != "),
+    (" | ",),
+    (" & ",),
+    (" + ", " - "),
+    (" * ", " / ", " // "),
+)
 
 
 def lay_out(text: str, indent: int = 0, width: int = WIDTH) -> list[str]:
@@ -22,7 +31,10 @@ def lay_out(text: str, indent: int = 0, width: int = WIDTH) -> list[str]:
         )
     if head:
         return _split_group(f"{head}(", body, ")", indent, width)
-    return [pad + text]
+    pieces = _pieces(body, _operators(body))
+    if len(pieces) == 1:
+        return [pad + text]
+    return [line for piece in pieces for line in lay_out(piece, indent, width)]
 
 
 def _statement(text: str) -> tuple[str, str]:
@@ -58,7 +70,7 @@ def _split_group(head: str, body: str, tail: str, indent: int, width: int) -> li
 def _pieces(body: str, operators: list[int]) -> list[str]:
     """The operands, each but the first with its operator before it."""
     cuts = [0, *(at + 1 for at in operators), len(body)]
-    return [body[a:b].strip() for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [body[a:b].strip() for a, b in pairwise(cuts)]
 
 
 def _operators(body: str) -> list[int]:
@@ -104,5 +116,5 @@ def split(body: str, separator: str) -> list[str]:
     """The parts between separators that stand outside all brackets."""
     cuts = [at for at in _outside(body) if body[at] == separator]
     edges = [-1, *cuts, len(body)]
-    parts = [body[a + 1 : b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [body[a + 1 : b] for a, b in pairwise(edges)]
     return [p for p in parts if p.strip()]

@@ -1,4 +1,6 @@
-"""Run emitted source: the text that is printed is the text that runs, and tracebacks show its lines."""
+"""Run emitted source: the text that is printed is the text that runs, and tracebacks show its
+lines.
+"""
 
 from __future__ import annotations
 
@@ -22,5 +24,5 @@ def functions(source: str, name: str = "objective") -> dict[str, Callable[..., A
     filename = f"<flowdsl {name} {digest}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     space: dict[str, Any] = {"__name__": f"flowdsl_{digest}"}
-    exec(compile(source, filename, "exec"), space)  # noqa: S102  (our own emitter's text)
+    exec(compile(source, filename, "exec"), space)
     return {key: value for key, value in space.items() if callable(value)}

@@ -10,8 +10,10 @@ from flowdsl.diagnostics import fail
 
 #: Names that the emitted functions use themselves.
 RESERVED = frozenset(
-    "torch networks data draws label progress step steps terms batch kind generator lift value "
-    "losses normal uniform jvp evaluate pick spread snap batch_mean beta shifted difference".split()
+    """
+    torch networks data draws label progress step steps terms batch kind real generator lift
+    value losses jvp difference on_rows snap snap_rows batch_mean beta shifted STEP
+    """.split()  # noqa: SIM905
 )
 
 
@@ -64,6 +66,10 @@ class Names:
 
     def __init__(self, reserved: Iterable[str] = RESERVED) -> None:
         self._taken = set(reserved)
+
+    def release(self, name: str) -> None:
+        """Let a name be given away once more: what it stood for is read no longer."""
+        self._taken.discard(name)
 
     def take(self, wanted: str, *others: str) -> str:
         """The first of these that is free; else the last, numbered."""

@@ -1,4 +1,6 @@
-"""What to call a network's value, and how a paper would write it: `u_t_r`, `du_dt`; `u(z, t, r | label = null)`."""
+"""What to call a network's value, and how a paper would write it: `u_t_r`, `du_dt`; `u(z, t, r |
+label = null)`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ def notation(graph: Graph, at: int) -> str:
     ]
     bar = f" | {', '.join(given)}" if given else ""
     text = f"{call.network}({', '.join(shown)}{bar})"
-    for order, direction in enumerate(call.directions):
+    for order in range(len(call.directions)):
         text = f"d/d{moving_name(graph, node, order)}[{text}]"
     return text
 

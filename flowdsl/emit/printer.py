@@ -1,7 +1,11 @@
-"""Python text of a graph's values, as a person would write it: infix, named where named, lifted where needed."""
+"""Python text of a graph's values, as a person would write it: infix, named where named, lifted
+where needed.
+"""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 from flowdsl.ir.graph import Graph, Node
@@ -19,6 +23,7 @@ _INFIX = {
     "lt": ("<", COMPARE), "le": ("<=", COMPARE), "gt": (">", COMPARE), "ge": (">=", COMPARE),
     "eq": ("==", COMPARE), "ne": ("!=", COMPARE),
 }  # fmt: skip
+_OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 _FUNCTIONS = {
     name: f"torch.{name}"
     for name in ("sin", "cos", "tan", "atan", "exp", "log", "sqrt", "sigmoid", "tanh", "abs")
@@ -127,8 +132,7 @@ class Printer:
             return f"-{self.text(node.inputs[0], POWER, state)}", SIGN
         if node.op == "pow":
             base, exponent = node.inputs
-            right = self.text(exponent, SIGN, state)
-            return f"{self.text(base, ATOM, state)} ** {right}", POWER
+            return _power(self.text(base, ATOM, state), self.text(exponent, SIGN, state)), POWER
         if self.graph.is_python(at):
             return self._python(node)
         return self._tensor(node, state)
@@ -155,6 +159,9 @@ class Printer:
         python = all(self.graph.is_python(i) for i in node.inputs)
         if node.op == "not":
             inner = node.inputs[0]
+            opposite = _OPPOSITE.get(self.graph[inner].op)
+            if opposite is not None and inner not in self.names:
+                return self._infix(inner, replace(self.graph[inner], op=opposite), False)
             if python:
                 return f"not {self.text(inner, NOT)}", NOT
             return f"~{self.text(inner, SIGN)}", SIGN
@@ -193,7 +200,7 @@ class Printer:
         inner = node.inputs[0]
         if not states[0]:
             if node.op in ("sum_squares", "mean_squares"):
-                return f"{self.text(inner, ATOM)} ** 2", POWER
+                return _power(self.text(inner, ATOM), "2"), POWER
             return f"{self.text(inner, ATOM)}.abs()", ATOM
         return f"{self.text(inner, ATOM)}.flatten(1){_REDUCTIONS[node.op]}", ATOM
 
@@ -203,8 +210,8 @@ class Printer:
             return f"{_FUNCTIONS[node.op]}({self.text(node.inputs[0], state=state)})", ATOM
         if node.op == "softplus":
             # not torch.nn.functional.softplus, which is linear above 20
-            x = self.text(node.inputs[0], state=state)
-            return f"torch.logaddexp({x}, torch.zeros_like({x}))", ATOM
+            inner = self.text(node.inputs[0], state=state)
+            return f"torch.logaddexp({inner}, torch.zeros_like({inner}))", ATOM
         if node.op in ("min", "max"):
             python = [self.graph.is_python(i) for i in node.inputs]
             if any(python):
@@ -222,8 +229,8 @@ class Printer:
             return f"{self.text(x, ATOM, state)}.clamp({', '.join(bounds)})", ATOM
         if node.op == "snap":
             self.helpers.add("snap_rows")
-            x, tolerance = (self.text(i, state=state) for i in node.inputs)
-            return f"snap_rows({x}, {tolerance})", ATOM
+            inside = ", ".join(self.text(i, state=state) for i in node.inputs)
+            return f"snap_rows({inside})", ATOM
         raise TypeError(f"flowdsl/emit/printer.py has no text for {node.op}")
 
     def _bound(self, at: int, x: int, state: bool) -> str:
@@ -237,14 +244,14 @@ class Printer:
         x = self.text(node.inputs[0], SIGN)
         match node.op:
             case "exp":
-                return f"torch.e ** {x}", POWER
+                return _power("torch.e", x), POWER
             case "sigmoid":
                 low, _ = self.range(node.inputs[0])
                 power = f"-{self.text(node.inputs[0], POWER)}"
                 power = power if low > -700 else f"min(700, {power})"
-                return f"1 / (1 + torch.e ** {power})", PRODUCT
+                return f"1 / (1 + {_power('torch.e', power)})", PRODUCT
             case "sqrt":
-                return f"{self.text(node.inputs[0], ATOM)} ** 0.5", POWER
+                return _power(self.text(node.inputs[0], ATOM), "0.5"), POWER
             case "abs" | "min" | "max":
                 return f"{node.op}({', '.join(texts)})", ATOM
             case "clip":
@@ -257,6 +264,13 @@ class Printer:
             case _:
                 name = _FUNCTIONS[node.op]
         return f"{name}(torch.tensor({texts[0]}, dtype=torch.float64)).item()", ATOM
+
+
+def _power(base: str, exponent: str) -> str:
+    """`w**2`, but `(a + b) ** 2`: the formatter's convention."""
+    simple = re.compile(r"[\w.]+$")
+    space = "" if simple.match(base) and simple.match(exponent.removeprefix("-")) else " "
+    return f"{base}{space}**{space}{exponent}"
 
 
 def _number(value: Fraction) -> Text:

@@ -1,4 +1,6 @@
-"""A little algebra on core expressions: slopes of elementwise operations, and coefficients of linear expressions."""
+"""A little algebra on core expressions: slopes of elementwise operations, and coefficients of
+linear expressions.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ Linear = dict[Expr, Expr]
 
 
 def linear_in(expr: Expr, symbols: frozenset[Expr]) -> Linear | None:
-    """The coefficients of an expression that is linear, without a constant part, in these symbols; else None."""
+    """The coefficients of an expression that is linear, without a constant part, in these symbols;
+    else None.
+    """
     known: dict[Expr, Linear | None] = {}
     for node in walk(expr):
         known[node] = _linear(node, known, symbols)
@@ -104,8 +108,9 @@ def solve_velocity(
 ) -> Expr:
     """The marginal velocity, from a state and a prediction of `target`.
 
-    With state = a data + b noise, predicted = p data + q noise and velocity = a' data + b' noise, all given the state:
-    velocity = (c predicted + d state) / (a q - b p), where c = a b' - b a' and d = a' q - b' p.
+    With state = a data + b noise, predicted = p data + q noise and velocity = a' data + b' noise,
+    all given the state: velocity = (c predicted + d state) / (a q - b p), where c = a b' - b a' and
+    d = a' q - b' p.
     """
 
     def part(form: Linear, symbol: Expr) -> Expr:

@@ -17,10 +17,11 @@ def bits(mask: int) -> Iterable[int]:
 
 
 def minimise(atoms: int, wanted: Iterable[int], others: Iterable[int]) -> list[Cube]:
-    """A short disjunction of conjunctions that holds in all `wanted` cases and in none of the `others`.
+    """A short disjunction of conjunctions that holds in all `wanted` cases and in none of the
+    `others`.
 
-    A case is an integer whose bit i is the truth value of atom i. Cases that are in neither list may fall either way.
-    Later atoms are dropped first.
+    A case is an integer whose bit i is the truth value of atom i. Cases that are in neither list
+    may fall either way. Later atoms are dropped first.
     """
     others = list(others)
     left = dict.fromkeys(wanted)

@@ -1,8 +1,9 @@
 """On which rows each value is needed, and where two values are the same.
 
-The rows of a batch fall into cells: the possible truth values of the conditions that decide anything (drawn rows,
-comparisons of times). In each cell every selection is decided and every exactly-zero coefficient shows (`t - r` where
-`r = t`), so one pass over the graph tells which network passes the cell needs, and which of them coincide there.
+The rows of a batch fall into cells: the possible truth values of the conditions that decide
+anything (drawn rows, comparisons of times). In each cell every selection is decided and every
+exactly-zero coefficient shows (`t - r` where `r = t`), so one pass over the graph tells which
+network passes the cell needs, and which of them coincide there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from flowdsl.ir.arithmetic import arithmetic
 from flowdsl.ir.boolean import Cube, minimise
 from flowdsl.ir.graph import NETWORK_OPS, Builder, Graph, Node
 from flowdsl.ir.odds import weights
-from flowdsl.spec.core import COMPARISONS
+from flowdsl.spec.core import COMPARISONS, Kind
 
 #: With more conditions than this, the last ones are not told apart.
 MOST_ATOMS = 8
@@ -25,8 +26,10 @@ Truth = bool | None
 
 @dataclass(frozen=True)
 class Cells:
-    """`atoms` are the deciding conditions (nodes); `cases` their possible truth values, one bit each; `weights` an
-    estimate of each case's share of the batch. Sets of cases are integers: bit k is the k-th case."""
+    """`atoms` are the deciding conditions (nodes); `cases` their possible truth values, one bit
+    each; `weights` an estimate of each case's share of the batch. Sets of cases are integers: bit k
+    is the k-th case.
+    """
 
     atoms: tuple[int, ...]
     cases: tuple[int, ...]
@@ -61,15 +64,28 @@ class Cells:
 
 def build_condition(builder: Builder, atoms: tuple[int, ...], cubes: list[Cube]) -> int:
     """The node of a condition; `atoms` are nodes of the builder."""
-    result: int | None = None
-    for cube in cubes:
+
+    def conjunction(cube: Cube) -> int | None:
         part: int | None = None
         for index, value in sorted(cube.items()):
             literal = atoms[index] if value else builder.apply("not", atoms[index])
             part = literal if part is None else builder.apply("and", part, literal)
-        part = builder.apply("true") if part is None else part
+        return part
+
+    if not cubes:
+        return builder.apply("false")
+    shared = dict(set(cubes[0].items()).intersection(*(set(c.items()) for c in cubes[1:])))
+    result: int | None = None
+    for cube in cubes:
+        part = conjunction({i: v for i, v in cube.items() if i not in shared})
+        if part is None:
+            result = None
+            break
         result = part if result is None else builder.apply("or", result, part)
-    return builder.apply("false") if result is None else result
+    common = conjunction(shared)
+    if result is None or common is None:
+        return next((x for x in (common, result) if x is not None), builder.apply("true"))
+    return builder.apply("and", common, result)
 
 
 def analyse(graph: Graph) -> Cells:
@@ -81,8 +97,7 @@ def analyse(graph: Graph) -> Cells:
     values: list[tuple[int, ...]] = []
     truths: list[tuple[Truth, ...]] = []
     for case in range(1 << len(atoms)):
-        given = {at: bool(case >> i & 1) for i, at in enumerate(atoms)}
-        truth = _truths(graph, given)
+        truth = _truths(graph, atoms, case)
         if any(truth[a] is True and truth[b] is False for a, b in graph.implies):
             continue
         cases.append(case)
@@ -99,7 +114,7 @@ def analyse(graph: Graph) -> Cells:
 
 def _atoms(graph: Graph) -> tuple[int, ...]:
     """The conditions that decide selections or terms: drawn rows first, then comparisons."""
-    deciding: set[int] = set()
+    deciding: dict[Hashable, int] = {}
     stack = [graph[at].inputs[0] for at in graph.used if graph[at].op == "select"]
     stack += [o.rows for o in graph.outputs if o.rows is not None]
     while stack:
@@ -108,19 +123,39 @@ def _atoms(graph: Graph) -> tuple[int, ...]:
         if node.op in ("and", "or", "not"):
             stack.extend(node.inputs)
         elif (node.op == "draw" or node.op in COMPARISONS) and not graph.is_python(at):
-            deciding.add(at)
-    ordered = sorted(deciding, key=lambda at: (graph[at].op != "draw", at))
+            key, _ = comparison(graph, at)
+            deciding[key] = min(at, deciding.get(key, at))
+    ordered = sorted(deciding.values(), key=lambda at: (graph[at].op != "draw", at))
     return tuple(ordered[:MOST_ATOMS])
 
 
-def _truths(graph: Graph, given: dict[int, bool]) -> tuple[Truth, ...]:
-    """The truth value of each condition, None where it is not decided (or no condition)."""
+def comparison(graph: Graph, at: int) -> tuple[Hashable, bool]:
+    """What a condition says, and whether it says so or the opposite: `a >= b` is not `a < b`."""
+    node = graph[at]
+    if node.op not in COMPARISONS:
+        return ("draw", node.detail), True
+    a, b = node.inputs
+    match node.op:
+        case "lt" | "ge":
+            return ("lt", a, b), node.op == "lt"
+        case "gt" | "le":
+            return ("lt", b, a), node.op == "gt"
+    return ("eq", min(a, b), max(a, b)), node.op == "eq"
+
+
+def _truths(graph: Graph, atoms: tuple[int, ...], case: int) -> tuple[Truth, ...]:
+    """The truth value of each condition in a case, None where nothing decides it."""
+    given: dict[Hashable, bool] = {}
+    for i, at in enumerate(atoms):
+        key, positive = comparison(graph, at)
+        given[key] = bool(case >> i & 1) is positive
     known: list[Truth] = []
     for at, node in enumerate(graph.nodes):
         inputs = [known[i] for i in node.inputs]
         value: Truth = None
-        if at in given:
-            value = given[at]
+        key, positive = comparison(graph, at)
+        if node.kind is Kind.TRUTH and key in given:
+            value = given[key] is positive
         elif node.op in ("true", "false"):
             value = node.op == "true"
         elif node.op == "not":
@@ -181,7 +216,10 @@ def _simple(op: str, inputs: list[int], exact: list[Fraction | None]) -> int | F
     if inputs and len(values) == len(inputs):
         return arithmetic(op, values)
     match op, exact:
-        case ("add", [Fraction(numerator=0), _]) | ("mul", [Fraction(numerator=1, denominator=1), _]):
+        case ("add", [Fraction(numerator=0), _]) | (
+            "mul",
+            [Fraction(numerator=1, denominator=1), _],
+        ):
             return inputs[1]
         case (("add" | "sub"), [_, Fraction(numerator=0)]):
             return inputs[0]
@@ -231,4 +269,3 @@ def _demand(
         else:
             stack.extend((k, i) for i in node.inputs)
     return demand
-

@@ -1,7 +1,7 @@
 """What a training step costs, in units of one forward pass of the network over the whole batch (F).
 
-Counted are network passes only; everything else is pointwise. Row sets count by their share of the batch, exact for
-shares, estimated from the laws otherwise.
+Counted are network passes only; everything else is pointwise. Row sets count by their share of the
+batch, exact for shares, estimated from the laws otherwise.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from flowdsl.ir.cells import Cells, analyse
 from flowdsl.ir.gradient import learned
 from flowdsl.ir.graph import Graph, Node
 
-#: A forward-mode pass through an ordinary torch network: its value, and a tangent at twice the price, because torch
-#: multiplies by the zero tangents of the weights. (Layers with a rule of their own pay 2.)
+#: A forward-mode pass through an ordinary torch network: its value, and a tangent at twice the
+#: price, because torch multiplies by the zero tangents of the weights. (Layers with a rule of their
+#: own pay 2.)
 DUAL = 3.0
 #: Two forward passes.
 DIFFERENCE = 2.0
@@ -52,7 +53,7 @@ class Cost:
 
 
 def cost(graph: Graph, exact: bool = True, cells: Cells | None = None) -> Cost:
-    """The cost of one step of a graph; `exact` is false where derivatives are finite differences."""
+    """The cost of one step; `exact` is false where derivatives are finite differences."""
     cells = cells or analyse(graph)
     total = Cost()
     for at in graph.calls():

@@ -13,8 +13,9 @@ BARRIERS = frozenset({"stop", "batch_mean", "rows"})
 
 @dataclass(frozen=True)
 class Gradient:
-    """Per node: `carries`, the learned networks on which its value depends differentiably, and `wanted`, whether the
-    loss depends differentiably on its value."""
+    """Per node: `carries`, the learned networks on which its value depends differentiably, and
+    `wanted`, whether the loss depends differentiably on its value.
+    """
 
     carries: tuple[frozenset[str], ...]
     wanted: tuple[bool, ...]

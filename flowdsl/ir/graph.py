@@ -1,18 +1,19 @@
 """The graph of a loss: what is computed, from what, and nothing about how it is written down.
 
-A graph is a tuple of immutable nodes in topological order; a node names its inputs by position. Equal nodes are one
-node (hash-consing), so sharing is explicit. Every value concerns the whole batch: a network call that runs on some
-rows only has a row set as its last input and is zero elsewhere.
+A graph is a tuple of immutable nodes in topological order; a node names its inputs by position.
+Equal nodes are one node (hash-consing), so sharing is explicit. Every value concerns the whole
+batch: a network call that runs on some rows only has a row set as its last input and is zero
+elsewhere.
 
 Beside the operations of `spec/operations.py` a node's `op` is one of
 
-    number constant training draw given null      leaves; `detail` is the value or the name
-    stop                                           the input's value, without gradient
-    call                                           one forward pass of a network; `detail` is a `Call`
-    derivative                                     its directional derivative, by one forward-mode pass
-    dual                                           both from one forward-mode pass; read by `primal`, `tangent`
-    head                                           one output of a network with several; `detail` is its name
-    rows                                           the indices where a condition holds; `detail` is their `Count`
+    number constant training draw given null      leaves; `detail` is the value or the name stop
+    the input's value, without gradient call                                           one forward
+    pass of a network; `detail` is a `Call` derivative                                     its
+    directional derivative, by one forward-mode pass dual
+    both from one forward-mode pass; read by `primal`, `tangent` head
+    one output of a network with several; `detail` is its name rows
+    the indices where a condition holds; `detail` is their `Count`
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ OTHER_OPS = LEAVES | NETWORK_OPS | {"stop", "head", "primal", "tangent", "rows"}
 
 @dataclass(frozen=True)
 class Call:
-    """How a network is called. Inputs: arguments, conditions, tangents of the arguments that move, then the rows.
+    """How a network is called. Inputs: arguments, conditions, tangents of the arguments that move,
+    then the rows.
 
-    `directions` holds, for each order of differentiation, which arguments move. `record` is false when no
-    reverse-mode graph is kept. `occurrence` tells apart calls that have not been recognised as equal.
+    `directions` holds, for each order of differentiation, which arguments move. `record` is false
+    when no reverse-mode graph is kept. `occurrence` tells apart calls that have not been recognised
+    as equal.
     """
 
     network: str
@@ -57,7 +60,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Count:
-    """A number of rows that depends on the batch size only: a sum of multiples of the sizes of shares (None: all)."""
+    """A number of rows that depends on the batch size only: a sum of multiples of the sizes of
+    shares (None: all).
+    """
 
     parts: tuple[tuple[int, str | None], ...]
 
@@ -160,7 +165,9 @@ class Graph:
             if node.op in LEAVES:
                 known.append(node.op in ("number", "constant", "training"))
             else:
-                arithmetic = node.op in OPERATIONS and node.op != "batch_mean" or node.op == "stop"
+                arithmetic = (
+                    node.op in OPERATIONS and node.op != "batch_mean"
+                ) or node.op == "stop"
                 known.append(arithmetic and all(known[i] for i in node.inputs))
         return tuple(known)
 
@@ -173,7 +180,9 @@ class Graph:
         return graph
 
     def dominators(self) -> dict[int, int]:
-        """For each used node, the nearest node through which all of its influence on the loss passes (-1: none)."""
+        """For each used node, the nearest node through which all of its influence on the loss
+        passes (-1: none).
+        """
         graph = self.network().reverse()
         graph.add_edges_from((-1, root) for root in self.roots)
         return dict(nx.immediate_dominators(graph, -1))
@@ -219,7 +228,7 @@ class Builder:
 
     def refreshed(self, node: Node) -> Node:
         """The node with the kind and level that follow from its inputs, which may have changed."""
-        if not node.inputs or node.op not in OPERATIONS and node.op != "stop":
+        if not node.inputs or (node.op not in OPERATIONS and node.op != "stop"):
             return node
         inputs = [self.nodes[i] for i in node.inputs]
         level = max(n.level for n in inputs)
@@ -263,7 +272,8 @@ Rule = Callable[[Builder, Node, int], int]
 def rewrite(graph: Graph, rule: Rule, order: Iterable[int] | None = None) -> Graph:
     """A new graph: `rule(builder, node, old)` places each used node, whose inputs are already new.
 
-    The old name goes to whatever takes the node's place. Nodes that nothing reads any more disappear.
+    The old name goes to whatever takes the node's place. Nodes that nothing reads any more
+    disappear.
     """
     builder = Builder(graph.objective)
     place = builder.place

@@ -1,7 +1,7 @@
 """The oracle: a graph evaluated node by node in torch, slowly and obviously.
 
-It shares no code with the emitter. Each pass is tested by evaluating the graph before and after here, values and
-gradients.
+It shares no code with the emitter. Each pass is tested by evaluating the graph before and after
+here, values and gradients.
 """
 
 from __future__ import annotations

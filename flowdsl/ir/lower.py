@@ -1,8 +1,9 @@
-"""From a typed objective to a graph, on purpose naively: each occurrence of a network is a forward pass of its own.
+"""From a typed objective to a graph, on purpose naively: each occurrence of a network is a forward
+pass of its own.
 
-A definition of the spec, a term's prediction and its target are computed once, as anyone would write them down;
-nothing else is shared, and no row, no gradient and no equality is thought about. The passes do all of that, so this
-graph is both their input and the yardstick of what they gain.
+A definition of the spec, a term's prediction and its target are computed once, as anyone would
+write them down; nothing else is shared, and no row, no gradient and no equality is thought about.
+The passes do all of that, so this graph is both their input and the yardstick of what they gain.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from flowdsl.spec.core import (
     children,
     rebuild,
     replace_formals,
+    sub,
     walk,
 )
 from flowdsl.spec.objective import Objective, Term
 
-#: Above this many network passes an expression is shared after all: nobody would write it out by hand.
+#: Above this many network passes an expression is shared after all: nobody would write it out by
+#: hand.
 MOST_COPIES = 400
 DEEPEST_COPY = 60
 
@@ -44,6 +47,13 @@ DEEPEST_COPY = 60
 def lower(objective: Objective, constants: Mapping[str, float | Fraction] | None = None) -> Graph:
     """The graph of an objective's loss. `constants` replaces values of the spec's `constants`."""
     objective = with_constants(objective, constants or {})
+    if not objective.terms:
+        names = ", ".join(stage.objective for stage in objective.stages)
+        raise fail(
+            "compile",
+            f"{objective.name} has no loss of its own",
+            hint=f"it is a sequence of stages; compile {names}" if names else "give it a target",
+        )
     lowering = Lowering(objective)
     outputs = []
     for term in objective.terms:
@@ -51,9 +61,12 @@ def lower(objective: Objective, constants: Mapping[str, float | Fraction] | None
         lowering.learn_names(objective.definitions, frozen)
         loss = lowering.expr(stop_unlearned(term.loss, frozen))
         if term.target is not None:
-            prefix = "" if len(objective.terms) == 1 else f"{term.name}_"
-            lowering.name(stop_unlearned(term.prediction, frozen), f"{prefix}prediction")
-            lowering.name(stop_unlearned(term.target, frozen), f"{prefix}target")
+            prefix = f"{term.name}_" if len(objective.terms) > 1 and term.name != "target" else ""
+            prediction, target = (stop_unlearned(e, frozen) for e in (term.prediction, term.target))
+            lowering.name(prediction, f"{prefix}prediction")
+            lowering.name(target, f"{prefix}target")
+            for op, name in (("sum_squares", "error"), ("mean_squares", "mse")):
+                lowering.name(Apply(op, (sub(prediction, target),)), f"{prefix}{name}")
         rows = None if term.rows is None else lowering.expr(term.rows)
         outputs.append(Output(term.name, loss, rows))
     implies = []
@@ -94,7 +107,8 @@ def _frozen_in(objective: Objective, term: Term) -> frozenset[str]:
 
 
 def stop_unlearned(expr: Expr, frozen: frozenset[str]) -> Expr:
-    """The expression with `stop` around each evaluation through which a term would only reach networks in `frozen`.
+    """The expression with `stop` around each evaluation through which a term would only reach
+    networks in `frozen`.
 
     Where another network's gradient passes through such an evaluation it stays as it is.
     """

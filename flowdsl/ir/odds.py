@@ -1,4 +1,6 @@
-"""How many rows a condition keeps, as well as the laws tell: for cost estimates, and to rule out what cannot be."""
+"""How many rows a condition keeps, as well as the laws tell: for cost estimates, and to rule out
+what cannot be.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from flowdsl.spec.objective import LawCall, Objective
 
 #: A comparison about which nothing is known.
 EVEN = 0.5
+#: What holds on a set of measure zero only.
+SELDOM = 1e-6
 Cdf = Callable[[float], float]
 _MIRROR = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
@@ -27,9 +31,7 @@ def weights(graph: Graph, atoms: Sequence[int], cases: Sequence[int]) -> list[fl
     return [w / total for w in found] if total > 0 else [1 / len(cases)] * len(cases)
 
 
-def _weight(
-    graph: Graph, ranges: Sequence[Interval], atoms: Sequence[int], case: int
-) -> float:
+def _weight(graph: Graph, ranges: Sequence[Interval], atoms: Sequence[int], case: int) -> float:
     weight = 1.0
     bounds: dict[int, list[tuple[str, float]]] = {}
     for i, at in enumerate(atoms):
@@ -40,7 +42,7 @@ def _weight(
             continue
         bound = _bound(graph, ranges, at, holds)
         if bound is None:
-            weight *= EVEN
+            weight *= _ordered(graph, ranges, at, holds)
         else:
             bounds.setdefault(bound[0], []).append(bound[1:])
     for at, limits in bounds.items():
@@ -94,6 +96,39 @@ def _bound(
     return None
 
 
+def _ordered(graph: Graph, ranges: Sequence[Interval], at: int, holds: bool) -> float:
+    """The probability of a comparison of two values: certain where their difference has a sign."""
+    node = graph[at]
+    relation = node.op if holds else _NEGATED[node.op]
+    low, high = _difference(graph, ranges, *node.inputs)
+    if low >= 0 or high <= 0:
+        likely = ("gt", "ge", "ne") if low >= 0 else ("lt", "le", "ne")
+        return 1 - SELDOM if relation in likely else SELDOM
+    return EVEN
+
+
+def _difference(graph: Graph, ranges: Sequence[Interval], a: int, b: int) -> Interval:
+    """The interval of a - b; sums that share a part cancel it."""
+    parts: dict[int, int] = {}
+
+    def collect(at: int, sign: int) -> None:
+        node = graph[at]
+        if node.op in ("add", "sub"):
+            collect(node.inputs[0], sign)
+            collect(node.inputs[1], sign if node.op == "add" else -sign)
+        else:
+            parts[at] = parts.get(at, 0) + sign
+
+    collect(a, 1)
+    collect(b, -1)
+    low = high = 0.0
+    for at, times in parts.items():
+        if times:
+            ends = (times * ranges[at][0], times * ranges[at][1])
+            low, high = low + min(ends), high + max(ends)
+    return low, high
+
+
 def _between(graph: Graph, at: int, limits: list[tuple[str, float]]) -> float:
     """The probability that a value satisfies all these bounds."""
     low, high = -math.inf, math.inf
@@ -113,7 +148,7 @@ def _between(graph: Graph, at: int, limits: list[tuple[str, float]]) -> float:
         cdf = draw_cdf(str(node.detail), graph.objective)
     if cdf is None:
         return EVEN ** len(limits)
-    return max(cdf(high) - cdf(low), 1e-6)
+    return max(cdf(high) - cdf(low), SELDOM)
 
 
 def draw_cdf(name: str, objective: Objective) -> Cdf | None:

@@ -1,4 +1,6 @@
-"""Intervals: between which numbers a value lies, from the supports of the laws and the shape of the expressions."""
+"""Intervals: between which numbers a value lies, from the supports of the laws and the shape of the
+expressions.
+"""
 
 from __future__ import annotations
 

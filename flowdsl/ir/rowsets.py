@@ -1,4 +1,6 @@
-"""Row sets of network passes: whether a pass can run on some rows, and whether their number is known beforehand."""
+"""Row sets of network passes: whether a pass can run on some rows, and whether their number is
+known beforehand.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Parts = dict[str | None, int]
 
 
 def can_run_on_rows(graph: Graph, node: Node) -> bool:
-    """Whether a pass can be given some rows only: its values are states, and it sees no other network's features."""
+    """Whether a pass can be given some rows only: its values are states, and it sees no other
+    network's features.
+    """
     network = graph.objective.networks[node.call.network]
     kinds = [graph[i].kind for i in node.inputs]
     return (
@@ -54,8 +58,9 @@ def count_of(graph: Graph, cells: Cells, cases: int) -> Count | None:
 def _regions(
     wanted: list[Share], shares: dict[str, Share]
 ) -> list[tuple[dict[str, bool], Parts]] | None:
-    """The batch cut up by these shares and those they are part of, with the size of each part; None where two shares
-    overlap in a way that only the draw decides."""
+    """The batch cut up by these shares and those they are part of, with the size of each part; None
+    where two shares overlap in a way that only the draw decides.
+    """
     chain: dict[str, Share] = {}
 
     def include(share: Share) -> None:
@@ -67,9 +72,7 @@ def _regions(
         include(share)
     regions: list[tuple[dict[str, bool], Parts]] = [({}, {None: 1})]
     for share in chain.values():
-        inside = [
-            r for r in regions if share.on is None or r[0][share.on] is not share.on_others
-        ]
+        inside = [r for r in regions if share.on is None or r[0][share.on] is not share.on_others]
         if len(inside) != 1:
             return None
         new: list[tuple[dict[str, bool], Parts]] = []

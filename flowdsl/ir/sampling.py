@@ -1,8 +1,8 @@
 """How to sample from what an objective learns: the jump of its map, and the marginal velocity.
 
-The velocity is the map's diagonal, d/dr of `map(z, t, r)` at r = t; without a map, the path is solved for it from what
-the network is regressed on: with z = a data + b noise and a prediction of p data + q noise, both conditional means
-follow, and so does that of a' data + b' noise.
+The velocity is the map's diagonal, d/dr of `map(z, t, r)` at r = t; without a map, the path is
+solved for it from what the network is regressed on: with z = a data + b noise and a prediction of p
+data + q noise, both conditional means follow, and so does that of a' data + b' noise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from flowdsl.spec.objective import FlowMap, Objective, Term
 
 @dataclass(frozen=True)
 class Sampler:
-    """One function for sampling: its graph has one output, over the givens `state`, `times` and the conditions."""
+    """One function for sampling: its graph has one output, over the givens `state`, `times` and the
+    conditions.
+    """
 
     name: str
     graph: Graph
@@ -84,10 +86,11 @@ def _is_jump(flow: FlowMap) -> bool:
 
 
 def sampling_conditions(objective: Objective) -> dict[str, tuple[Expr, Fraction]]:
-    """Scalar conditions of networks, with the expression that the loss passes and the value when sampling.
+    """Scalar conditions of networks, with the expression that the loss passes and the value when
+    sampling.
 
-    A drawn condition takes the value it has on special rows, if there is one (`lo = 0 on diagonal`), else the lower end
-    of its law's support.
+    A drawn condition takes the value it has on special rows, if there is one (`lo = 0 on
+    diagonal`), else the lower end of its law's support.
     """
     found: dict[str, tuple[Expr, Fraction]] = {}
     roots = [term.loss for term in objective.terms] + [m.body for m in objective.maps.values()]
@@ -212,7 +215,7 @@ def _velocity(objective: Objective) -> Sampler | None:
 
 
 def _regression(objective: Objective, term: Term) -> Sampler | None:
-    """The velocity from a term that regresses a network of a path state on data, noise or velocity."""
+    """The velocity from a term that regresses a network on data, noise or velocity."""
     seen = [
         node
         for node in walk(term.prediction)
@@ -268,7 +271,7 @@ def _same(objective: Objective, a: Linear, b: Linear) -> bool:
 
 
 def ends_of(objective: Objective) -> tuple[float, float]:
-    """The times at which the path is data, and noise: where the coefficients of the other vanish."""
+    """The times at which the path is data, and noise: where the other's coefficient vanishes."""
     path = next(iter(objective.paths.values()), None)
     if path is None:
         return 0.0, 1.0
@@ -283,7 +286,8 @@ def ends_of(objective: Objective) -> tuple[float, float]:
     return times[data], times[noise]
 
 
-#: Where paths of the field begin and end: linear ones at 0 and 1, trigonometric ones at 0 and pi / 2.
+#: Where paths of the field begin and end: linear ones at 0 and 1, trigonometric ones at 0 and pi /
+#: 2.
 _CANDIDATES = (0.0, 1.0, 1.5707963267948966)
 
 

@@ -1,4 +1,4 @@
-"""Row sets whose size follows from the batch size alone: shares of the batch, and shares of those."""
+"""Row sets whose size follows from the batch size: shares of the batch, and of those."""
 
 from __future__ import annotations
 

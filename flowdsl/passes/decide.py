@@ -1,4 +1,6 @@
-"""Comparisons whose answer follows from where their sides lie: `t > hi` is false when hi = 1 and t is in [0, 1]."""
+"""Comparisons whose answer follows from where their sides lie: `t > hi` is false when hi = 1 and t
+is in [0, 1].
+"""
 
 from __future__ import annotations
 

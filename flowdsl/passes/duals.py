@@ -1,13 +1,16 @@
 """Primal sharing: a forward-mode pass yields the network's value beside its derivative.
 
-Where both are needed at the same point, on the same rows and with the same need of a graph (the live derivative of
-Terminal Velocity Matching), one pass gives both. A derivative under `stop` beside a live prediction is not such a pair:
-recording a graph of the tangents would cost more memory than the primal costs time.
+Where both are needed at the same point, on the same rows and with the same need of a graph (the
+live derivative of Terminal Velocity Matching), one pass gives both. A derivative under `stop`
+beside a live prediction is not such a pair: recording a graph of the tangents would cost more
+memory than the primal costs time.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+
+import networkx as nx
 
 from flowdsl.ir.cells import Cells, analyse
 from flowdsl.ir.cost import DUAL, rows_of
@@ -64,7 +67,7 @@ def _is_primal(graph: Graph, cells: Cells, call: int, derivative: int) -> bool:
     if first.rows == second.rows:
         return True
     share = cells.share(rows_of(graph, cells, derivative))
-    return first.rows is None and DUAL < DUAL * share + 1
+    return first.rows is None and DUAL * share + 1 > DUAL
 
 
 def _reaches(graph: Graph, call: int, derivative: int) -> bool:
@@ -78,8 +81,6 @@ def _reaches(graph: Graph, call: int, derivative: int) -> bool:
 
 def _order(graph: Graph, pairs: dict[int, int]) -> list[int]:
     """Topological, with a derivative's inputs before its primal."""
-    import networkx as nx
-
     order = nx.DiGraph()
     order.add_nodes_from(range(len(graph.nodes)))
     for at, node in enumerate(graph.nodes):

@@ -1,8 +1,8 @@
 """Constant folding: exact arithmetic on numbers, and what zeros and ones make superfluous.
 
-`omega = 1, kappa = 0` removes both guidance evaluations this way. A constant keeps its name, for a reader to edit in the
-emitted file, unless its value decides what is computed: then it is written as a number everywhere, so that an edit can
-never contradict the code around it.
+`omega = 1, kappa = 0` removes both guidance evaluations this way. A constant keeps its name, for a
+reader to edit in the emitted file, unless its value decides what is computed: then it is written as
+a number everywhere, so that an edit can never contradict the code around it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def fold(graph: Graph) -> Graph:
 
 
 def _deciding_constants(graph: Graph) -> frozenset[str]:
-    """The constants whose values decide: those in a constant expression that is 0, 1 or -1, or a truth value."""
+    """The constants whose values decide: those in a constant expression that is 0, 1 or -1, or a
+    truth value.
+    """
     values: list[Fraction | None] = []
     inside: list[frozenset[str]] = []
     found: set[str] = set()
@@ -69,7 +71,9 @@ def _value(graph: Graph, node: Node, inputs: list[Fraction | None]) -> Fraction 
 
 
 def simplify(builder: Builder, node: Node) -> int:
-    """Place a node whose inputs are placed, or the simpler one that has its value and its gradients."""
+    """Place a node whose inputs are placed, or the simpler one that has its value and its
+    gradients.
+    """
     inputs = node.inputs
     nodes = [builder.nodes[i] for i in inputs]
     numbers = [n.value if n.op == "number" else None for n in nodes]
@@ -96,7 +100,10 @@ def _rule(
     builder: Builder, node: Node, nodes: list[Node], numbers: list[Fraction | None]
 ) -> int | None:
     """The position of something simpler, or None."""
-    again = lambda op, *inputs: simplify(builder, _make(builder, op, *inputs))  # noqa: E731
+
+    def again(op: str, *inputs: int) -> int:
+        return simplify(builder, _make(builder, op, *inputs))
+
     match node.op, node.inputs, numbers:
         case "add", (_, b), [Fraction(numerator=0), _]:
             return b
@@ -116,6 +123,10 @@ def _rule(
             return a if numbers[1] == 1 else b
         case "mul", (a, b), _ if Fraction(-1) in numbers:
             return again("neg", a if numbers[1] == -1 else b)
+        case "mul", (a, b), _ if nodes[0].op == "neg":
+            return again("neg", again("mul", nodes[0].inputs[0], b))
+        case "mul", (a, b), _ if nodes[1].op == "neg":
+            return again("neg", again("mul", a, nodes[1].inputs[0]))
         case "div", (a, _), [_, Fraction(numerator=1, denominator=1)]:
             return a
         case "div", _, [Fraction(numerator=0), None]:

@@ -1,8 +1,8 @@
 """Phases of training: what is decided once per step is decided before anything runs.
 
-A curriculum that rests at a value for a stretch (`snap`, `clip`, `min`, `max`), and conditions on curricula, split the
-loss into straight graphs, one per phase: at alpha = 0 the derivative, at alpha = 1 neither derivative nor further step.
-Only splits that save a network pass are made.
+A curriculum that rests at a value for a stretch (`snap`, `clip`, `min`, `max`), and conditions on
+curricula, split the loss into straight graphs, one per phase: at alpha = 0 the derivative, at alpha
+= 1 neither derivative nor further step. Only splits that save a network pass are made.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ def phases(graph: Graph) -> tuple[Phase, ...]:
         found = [*more, *found]
     made: list[Phase] = []
     for given in found:
-        excluded = tuple(
-            (at, value) for other in found if len(other) == 1 for at, value in other
-        ) if not given else ()
+        excluded = (
+            tuple((at, value) for other in found if len(other) == 1 for at, value in other)
+            if not given
+            else ()
+        )
         made.append(Phase(_name(graph, given), given, specialise(graph, given, excluded)))
     return tuple(made)
 
@@ -96,7 +98,11 @@ def specialise(graph: Graph, given: Given, excluded: Given = ()) -> Graph:
             for at, value in excluded:
                 a, b = graph[old].inputs
                 other = b if a == at else a if b == at else None
-                if other is not None and graph[other].op == "number" and graph[other].value == value:
+                if (
+                    other is not None
+                    and graph[other].op == "number"
+                    and graph[other].value == value
+                ):
                     return builder.apply("false" if node.op == "eq" else "true")
         if old in {at for at, value in excluded if isinstance(value, bool)}:
             return builder.apply("false" if (old, True) in excluded else "true")

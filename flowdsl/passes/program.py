@@ -1,4 +1,6 @@
-"""What the passes make: one straight graph for each phase of training, and how to tell the phases apart."""
+"""What the passes make: one straight graph for each phase of training, and how to tell the phases
+apart.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from flowdsl.ir.graph import Graph
 
 @dataclass(frozen=True)
 class Phase:
-    """One graph, right whenever each of `given` holds: (node of the program's common graph, its value)."""
+    """One graph, right whenever each of `given` holds: (node of the program's common graph, its
+    value).
+    """
 
     name: str
     given: tuple[tuple[int, Fraction | bool], ...]
@@ -19,7 +23,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the passes' protocol: name, number of nodes and of network passes, cost in forward passes."""
+    """One line of the passes' protocol: name, number of nodes and of network passes, cost in
+    forward passes.
+    """
 
     name: str
     phase: str
@@ -30,7 +36,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """The optimised loss. `common` is the graph in which phases are told apart; the last phase is the rest."""
+    """The optimised loss. `common` is the graph in which phases are told apart; the last phase is
+    the rest.
+    """
 
     common: Graph
     phases: tuple[Phase, ...]

@@ -1,7 +1,8 @@
 """Reuse across rows: where two evaluations coincide on some rows, those rows are evaluated once.
 
-On diagonal rows `u(z, t, t)` of the guidance is the prediction `u(z, t, r)`, because `r = t` there; so the guidance reads
-it (without gradient) instead of evaluating the network again, and is left with the other rows.
+On diagonal rows `u(z, t, t)` of the guidance is the prediction `u(z, t, r)`, because `r = t` there;
+so the guidance reads it (without gradient) instead of evaluating the network again, and is left
+with the other rows.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from flowdsl.ir.cells import Cells, analyse, build_condition
 from flowdsl.ir.graph import Builder, Graph, Node, rewrite
 from flowdsl.ir.rowsets import can_run_on_rows, count_of
 
-#: A reuse must save at least this share of a forward pass.
-WORTHWHILE = 0.02
+#: A reuse must save at least this share of a forward pass; it costs a selection, and a longer text.
+WORTHWHILE = 0.1
 MOST_ROUNDS = 16
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """`call` takes the value of `source` in the cases `where`; elsewhere, if anywhere, it is evaluated itself."""
+    """`call` takes the value of `source` in the cases `where`; elsewhere, if anywhere, it is
+    evaluated itself.
+    """
 
     call: int
     source: int

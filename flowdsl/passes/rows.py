@@ -1,8 +1,9 @@
 """Row demand: a network pass runs on the rows that need it.
 
-Rows with `r = t` need no derivative, rows outside the guidance window no guidance, rows outside a term nothing at all.
-A pass that keeps no graph may run on a number of rows that is only known when the draws are; one that learns runs on a
-number that follows from the batch size, so that every process of a distributed run has work for every parameter.
+Rows with `r = t` need no derivative, rows outside the guidance window no guidance, rows outside a
+term nothing at all. A pass that keeps no graph may run on a number of rows that is only known when
+the draws are; one that learns runs on a number that follows from the batch size, so that every
+process of a distributed run has work for every parameter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from flowdsl.ir.graph import NETWORK_OPS, Builder, Count, Graph, Node, rewrite
 from flowdsl.ir.rowsets import can_run_on_rows, count_of, static_atoms
 from flowdsl.spec.core import Kind, Level
 
-#: An unknown number of rows costs a synchronisation and changing shapes: it must save this much more.
+#: An unknown number of rows costs a synchronisation and changing shapes: it must save this much
+#: more.
 DYNAMIC = 0.05
 
 
@@ -29,9 +31,7 @@ def rows(graph: Graph) -> Graph:
     """Restrict each pass to the rows that need it, where that pays."""
     cells = analyse(graph)
     chosen = {
-        at: choice
-        for at in graph.calls()
-        if (choice := _choose(graph, cells, at)) is not None
+        at: choice for at in graph.calls() if (choice := _choose(graph, cells, at)) is not None
     }
 
     def rule(builder: Builder, node: Node, old: int) -> int:
@@ -103,7 +103,9 @@ def _choose(graph: Graph, cells: Cells, at: int) -> _Choice | None:
 
 
 def _depends_on_network(graph: Graph, cells: Cells) -> bool:
-    """Whether a deciding condition is computed from a network: then it comes too late to choose rows."""
+    """Whether a deciding condition is computed from a network: then it comes too late to choose
+    rows.
+    """
     found: set[int] = set()
     for at, node in enumerate(graph.nodes):
         if node.op in NETWORK_OPS or any(i in found for i in node.inputs):

@@ -1,4 +1,4 @@
-"""The order of the passes, the reason for each place, and a protocol of what each of them gained."""
+"""The order of the passes, the reason for each place, and a protocol of what each gained."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The probability laws of the standard library, one row each: parameters, support, and the torch text that draws.
+"""The probability laws of the standard library, one row each: parameters, support, and the torch
+text that draws.
 
-Plain data and strings; nothing here imports torch. A law's text is built from the texts of its parameters and from
-`normal(shape)` and `uniform(shape)`, two functions that every emitted `draw` begins with. A law with a quantile
-function can be truncated exactly, with one uniform number and no rejection. To add a law, add a row.
+Plain data and strings; nothing here imports torch. A law's text is built from the texts of its
+parameters; in it, `kind` holds the generator, type and device of what is drawn. A law with a
+quantile function can be truncated exactly, with one uniform number and no rejection. To add a law,
+add a row.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from flowdsl.prelude.text import (
     over,
     plus,
     power,
+    real,
     tensor,
     times,
 )
@@ -33,7 +36,9 @@ Gives = Literal["number", "pair", "values", "rows", "flag"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a law: a number, a further law, or a list of values; `default` None means required."""
+    """A parameter of a law: a number, a further law, or a list of values; `default` None means
+    required.
+    """
 
     name: str
     kind: Literal["number", "law", "values"] = "number"
@@ -45,10 +50,11 @@ class Parameter:
 class Law:
     """One law.
 
-    `gives` says what comes out: `number` one number per sample (or per entry of a state), `pair` two per sample, the
-    larger first, `values` a list for `choice`, `rows` true or false per sample, `flag` one truth value per step.
-    `support(*intervals)` is the closed interval of the values, given those of the parameters. `cdf(*numbers, x)` is
-    the distribution function in plain floats: with it one can say how many rows a condition will keep.
+    `gives` says what comes out: `number` one number per sample (or per entry of a state), `pair`
+    two per sample, the larger first, `values` a list for `choice`, `rows` true or false per sample,
+    `flag` one truth value per step. `support(*intervals)` is the closed interval of the values,
+    given those of the parameters. `cdf(*numbers, x)` is the distribution function in plain floats:
+    with it one can say how many rows a condition will keep.
     """
 
     name: str
@@ -68,17 +74,25 @@ class Law:
             return self.draw(texts, shape)
         if self.quantile is None:
             raise ValueError(f"the law {self.name} is drawn by its own rule")
-        return self.quantile(texts, f"uniform({shape})")
+        return self.quantile(texts, f"torch.rand({shape}, **kind)")
 
-    def truncated(self, arguments: list[str], lo: str, hi: str, shape: str) -> str:
-        """The torch expression that draws the same law between `lo` and `hi`."""
-        if self.quantile is None or self.distribution is None:
+    def truncated(
+        self, arguments: list[str], ends: list[str], bounds: list[str], shape: str
+    ) -> str:
+        """The torch expression that draws the same law between two bounds.
+
+        `ends` are the values of the distribution function at the bounds (see `distribution_text`).
+        """
+        if self.quantile is None:
             raise ValueError(f"the law {self.name} has no quantile function")
-        below, above = self.distribution_text(arguments, lo), self.distribution_text(arguments, hi)
-        drawn = self.quantile(self.texts(arguments), lerp(below, above, f"uniform({shape})"))
-        if literal(lo) is not None and literal(hi) is not None:
-            return f"{drawn}.clamp({lo}, {hi})"
-        return f"{drawn}.clamp({tensor(lo)}, {tensor(hi)})"
+        u = lerp(ends[0], ends[1], f"torch.rand({shape}, **kind)")
+        drawn = self.quantile(self.texts(arguments), u)
+        numbers = [literal(b) for b in bounds]
+        if all(n is not None for n in numbers):
+            return f"{drawn}.clamp({bounds[0]}, {bounds[1]})"
+        if numbers[0] is not None and ends[0] in ("0", "0.0"):
+            return f"torch.minimum({drawn}, {bounds[1]})"
+        return f"{drawn}.clamp({tensor(bounds[0])}, {tensor(bounds[1])})"
 
     def distribution_text(self, arguments: list[str], x: str) -> str:
         """The distribution function at `x`, a number where all its arguments are numbers."""
@@ -153,7 +167,7 @@ def _shift(x: float, shift: float) -> float:
 
 def _karras(p: Texts, count: str) -> str:
     root = over("1", p["rho"])
-    steps = over(f"torch.arange({count}, **kind)", minus(count, "1"))
+    steps = over(f"torch.arange({count}, {real})", minus(count, "1"))
     return power(lerp(power(p["hi"], root), power(p["lo"], root), steps), p["rho"])
 
 
@@ -170,7 +184,7 @@ def _ndtr(p: Texts, x: str) -> str:
 
 
 def _gauss(p: Texts, shape: str) -> str:
-    return affine(p["mean"], p["std"], f"normal({shape})")
+    return affine(p["mean"], p["std"], f"torch.randn({shape}, **kind)")
 
 
 _MEAN_STD = (Parameter("mean", default=Fraction(0)), Parameter("std", default=Fraction(1)))
@@ -190,7 +204,8 @@ _ROWS = [
         _gauss, quantile=_ndtri, distribution=lambda p, x: _ndtr(p, tensor(x)), cdf=_normal_cdf,
     ),
     Law(
-        "logit_normal", _MEAN_STD, "number", lambda mean, std: (0.0, 1.0), "the sigmoid of a normal",
+        "logit_normal", _MEAN_STD, "number", lambda mean, std: (0.0, 1.0),
+        "the sigmoid of a normal",
         lambda p, shape: call("torch.sigmoid", _gauss(p, shape)),
         quantile=lambda p, u: call("torch.sigmoid", _ndtri(p, u)),
         distribution=lambda p, x: _ndtr(p, call("torch.logit", tensor(x))), cdf=_logit_normal_cdf,
@@ -205,11 +220,12 @@ _ROWS = [
     Law(
         "beta", (Parameter("a"), Parameter("b")), "number", lambda a, b: (0.0, 1.0),
         "beta, as a share of two gamma variables",
-        lambda p, shape: f"beta({p['a']}, {p['b']}, ({shape},), generator, kind)",
+        lambda p, shape: f"beta({p['a']}, {p['b']}, ({shape},), kind)",
     ),
     Law(
         "power_law", (Parameter("lo"), Parameter("hi"), Parameter("exponent")), "number",
-        lambda lo, hi, exponent: (lo[0], hi[1]), "density proportional to x^(-exponent) in [lo, hi]",
+        lambda lo, hi, exponent: (lo[0], hi[1]),
+        "density proportional to x^(-exponent) in [lo, hi]",
         quantile=_power_law, distribution=_power_law_distribution, cdf=_power_law_cdf,
     ),
     Law(
@@ -235,14 +251,14 @@ _ROWS = [
         "grid", (Parameter("n"), Parameter("shift", default=Fraction(1))), "values",
         lambda n, shift: (_shift(1 / n[1], shift[0]), 1.0),
         "1/n, 2/n, …, 1, each x moved to shift * x / (1 + (shift - 1) * x)",
-        lambda p, count: shifted_text(over(f"torch.arange(1, {plus(count, '1')}, **kind)", count),
+        lambda p, count: shifted_text(over(f"torch.arange(1, {plus(count, '1')}, {real})", count),
                                       p["shift"]),
     ),
     Law(
         "karras",
         (Parameter("n"), Parameter("lo"), Parameter("hi"), Parameter("rho", default=Fraction(7))),
         "values", lambda n, lo, hi, rho: (lo[0], hi[1]),
-        "n noise levels from hi down to lo, evenly spaced in their rho-th root (Karras 2022, eq. 5)",
+        "n noise levels from hi down to lo, even in their rho-th root (Karras 2022, eq. 5)",
         _karras,
     ),
     Law(
@@ -251,11 +267,12 @@ _ROWS = [
     ),
     Law(
         "bernoulli", _SHARE, "rows", lambda p: (0.0, 1.0), "each row by itself, with probability p",
-        lambda p, shape: f"uniform({shape}) < {p['p']}",
+        lambda p, shape: f"torch.rand({shape}, **kind) < {p['p']}",
     ),
     Law(
         "batch_bernoulli", _SHARE, "flag", lambda p: (0.0, 1.0),
-        "the whole batch, with probability p", lambda p, shape: f"uniform() < {p['p']}",
+        "the whole batch, with probability p",
+        lambda p, shape: f"torch.rand((), **kind) < {p['p']}",
     ),
 ]  # fmt: skip
 
@@ -267,12 +284,11 @@ LAW_HELPERS: dict[str, str] = {
     """Times in [0, 1], moved towards 1."""
     return shift * x / (1 + (shift - 1) * x)
 ''',
-    "beta": '''def beta(a, b, shape, generator, kind):
+    "beta": '''def beta(a, b, shape, kind):
     """Beta variables: the share of one gamma variable in the sum of two."""
-    x, y = (
-        torch._standard_gamma(torch.as_tensor(p, **kind).expand(shape), generator=generator)
-        for p in (a, b)
-    )
-    return x / (x + y)
+    real = {"dtype": kind["dtype"], "device": kind["device"]}
+    a, b = (torch.as_tensor(p, **real).expand(shape) for p in (a, b))
+    x = torch._standard_gamma(a, generator=kind["generator"])
+    return x / (x + torch._standard_gamma(b, generator=kind["generator"]))
 ''',
 }

@@ -1,7 +1,7 @@
 """Arithmetic on texts of numbers and expressions, without `1 *` and `+ 0`: for the texts of laws.
 
-Each function returns Python source. Numbers are computed exactly and written in their shortest form, so that
-`affine("-0.4", "1", "normal(batch)")` is `normal(batch) - 0.4`.
+Each function returns Python source. Numbers are computed exactly and written in their shortest
+form, so that `affine("-0.4", "1", "normal(batch)")` is `normal(batch) - 0.4`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def literal(text: str) -> Fraction | None:
 
 
 def show(value: Fraction) -> str:
-    """A number as Python source: an integer, the shortest decimal, or a quotient of integers when neither is exact."""
+    """A number as Python source: an integer, the shortest decimal, or a quotient of integers when
+    neither is exact.
+    """
     if value.denominator == 1:
         return str(value.numerator)
     text = repr(float(value))
@@ -57,9 +59,13 @@ def call(function: str, *arguments: str) -> str:
     return f"{function}({', '.join(arguments)})"
 
 
+#: Keywords for tensors that are made, not drawn.
+real = "dtype=real, device=data.device"
+
+
 def tensor(text: str) -> str:
     """The text as a tensor: numbers are made into one."""
-    return f"torch.tensor({text}, **kind)" if literal(text) is not None else text
+    return f"torch.tensor({text}, {real})" if literal(text) is not None else text
 
 
 def plus(a: str, b: str) -> str:

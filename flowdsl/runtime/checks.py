@@ -1,4 +1,6 @@
-"""Checks of what a caller hands to a loss: data, labels, draws, times. Each says what was found and required."""
+"""Checks of what a caller hands to a loss: data, labels, draws, times. Each says what was found and
+required.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def check_vector(time: Tensor | float, z: Tensor, what: str) -> Tensor:
 
 
 def check_draws(draws: Mapping[str, Tensor], data: Tensor, signature: ObjectiveSignature) -> None:
-    """Draws have the spec's names, one entry per sample, times in full precision, and shares of the right size."""
+    """Draws have the spec's names, one entry per sample, times in full precision, and shares of the
+    right size.
+    """
     for name in signature.draws:
         if name not in draws:
             raise fail(
@@ -119,7 +123,7 @@ def check_draws(draws: Mapping[str, Tensor], data: Tensor, signature: ObjectiveS
         if value.shape == data.shape[:1] and value.dtype in (torch.float16, torch.bfloat16):
             raise fail(
                 "draws", f'the draw "{name}" is {value.dtype}, too coarse for a time',
-                hint="keep times in float32: in bfloat16 derivatives in time are wrong by their own size",
+                hint="keep times in float32: in bfloat16 their derivatives are wrong by 100 %",
             )  # fmt: skip
         if value.device != data.device:
             raise fail(

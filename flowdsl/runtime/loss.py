@@ -1,8 +1,9 @@
-"""A compiled objective, ready to be called: `Loss`, and `LossModule`, which binds it to its networks.
+"""A compiled objective, ready to be called: `Loss`, and `LossModule`, which binds it to its
+networks.
 
-Nothing here knows any objective by name; the functions come from emitted source, and what they need stands in the
-`ObjectiveSignature`. Mistakes at this border (a missing network, a label of the wrong shape) are told in the words of
-the spec.
+Nothing here knows any objective by name; the functions come from emitted source, and what they need
+stands in the `ObjectiveSignature`. Mistakes at this border (a missing network, a label of the wrong
+shape) are told in the words of the spec.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Metrics = dict[str, Tensor]
 class Loss:
     """A loss as a pure function of networks, data and draws.
 
-    `source` is the emitted Python text that runs; `signature` says which networks, draws and terms it has.
+    `source` is the emitted Python text that runs; `signature` says which networks, draws and terms
+    it has.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class Loss:
 
     def __repr__(self) -> str:
         networks = ", ".join(n.name for n in self.signature.networks)
-        return f"Loss({self.signature.name}: networks {networks}; terms {', '.join(self.signature.terms)})"
+        terms = ", ".join(self.signature.terms)
+        return f"Loss({self.signature.name}: networks {networks}; terms {terms})"
 
     def draw(
         self,
@@ -58,10 +61,12 @@ class Loss:
         step: int = 0,
         steps: int = 1,
     ) -> dict[str, Tensor]:
-        """Every random number of the loss for a batch, by its name in the spec, on the device of `data`.
+        """Every random number of the loss for a batch, by its name in the spec, on the device of
+        `data`.
 
-        Times and scalars are (batch,) in float32 (float64 for float64 data), rows are (batch,) booleans, noise has the
-        shape of `data`. Raises DiagnosticError for data that are not floating-point states (batch, ...).
+        Times and scalars are (batch,) in float32 (float64 for float64 data), rows are (batch,)
+        booleans, noise has the shape of `data`. Raises DiagnosticError for data that are not
+        floating-point states (batch, ...).
         """
         if not torch.compiler.is_compiling():
             check_data(data)
@@ -83,9 +88,10 @@ class Loss:
     ) -> tuple[Tensor, Metrics]:
         """The loss of a batch and its terms.
 
-        `network` is a module or callable, or a mapping from the spec's names to them where it names several. `data` is
-        (batch, ...), `label` (batch,) of integers with -1 for no class; None is no class anywhere. `terms` picks the
-        terms to add up; None is all. Returns a scalar and detached scalars by term. Raises DiagnosticError.
+        `network` is a module or callable, or a mapping from the spec's names to them where it names
+        several. `data` is (batch, ...), `label` (batch,) of integers with -1 for no class; None is
+        no class anywhere. `terms` picks the terms to add up; None is all. Returns a scalar and
+        detached scalars by term. Raises DiagnosticError.
         """
         roles = as_roles(network, self.signature.networks, self.signature.name)
         if not torch.compiler.is_compiling():
@@ -103,7 +109,9 @@ class Loss:
         return value, metrics
 
     def bind(self, network: Networks) -> LossModule:
-        """The loss as a module that owns its networks: the thing to wrap in DDP, FSDP2 or torch.compile."""
+        """The loss as a module that owns its networks: the thing to wrap in DDP, FSDP2 or
+        torch.compile.
+        """
         return LossModule(self, network)
 
     def jump(
@@ -116,8 +124,9 @@ class Loss:
         label: Tensor | None = None,
         **conditions: float | Tensor,
     ) -> Tensor:
-        """The learned flow map: the states `z` (batch, ...) carried from time `start` to time `end` ((batch,) or a
-        number). Raises DiagnosticError where the objective learns no map."""
+        """The learned flow map: the states `z` (batch, ...) carried from time `start` to time `end`
+        ((batch,) or a number). Raises DiagnosticError where the objective learns no map.
+        """
         return self._sample("jump", network, z, (start, end), label, conditions)
 
     def velocity(
@@ -129,7 +138,9 @@ class Loss:
         label: Tensor | None = None,
         **conditions: float | Tensor,
     ) -> Tensor:
-        """The learned marginal velocity dz/dt at states `z` (batch, ...) and `time` ((batch,) or a number)."""
+        """The learned marginal velocity dz/dt at states `z` (batch, ...) and `time` ((batch,) or a
+        number).
+        """
         return self._sample("velocity", network, z, (time,), label, conditions)
 
     def _sample(
@@ -169,11 +180,12 @@ class Loss:
 
 
 class LossModule(nn.Module):
-    """A loss bound to its networks: `forward(data, …) -> (value, metrics)`, with the derivative taken inside.
+    """A loss bound to its networks: `forward(data, …) -> (value, metrics)`, with the derivative
+    taken inside.
 
-    This is the layout in which DistributedDataParallel, FSDP2, torch.compile and autocast all give right gradients:
-    wrap this module, never the network. Averages (`slow = ema(F, …)`) that are not given are copied from their network;
-    they and frozen networks do not require gradients.
+    This is the layout in which DistributedDataParallel, FSDP2, torch.compile and autocast all give
+    right gradients: wrap this module, never the network. Averages (`slow = ema(F, …)`) that are not
+    given are copied from their network; they and frozen networks do not require gradients.
     """
 
     def __init__(self, loss: Loss, network: Networks) -> None:
@@ -211,7 +223,9 @@ class LossModule(nn.Module):
 
     @torch.no_grad()
     def update_averages(self) -> None:
-        """One step of every average, parameters by its decay, buffers copied. Call it after each optimiser step."""
+        """One step of every average, parameters by its decay, buffers copied. Call it after each
+        optimiser step.
+        """
         for role in self.loss.signature.networks:
             if role.average_of is None:
                 continue
@@ -219,8 +233,8 @@ class LossModule(nn.Module):
             decay = 0.0 if role.decay is None else role.decay
             for slow, fast in zip(average.parameters(), source.parameters(), strict=True):
                 slow.lerp_(fast.to(slow.dtype), 1 - decay)
-            for slow, fast in zip(average.buffers(), source.buffers(), strict=True):
-                slow.copy_(fast)
+            for old, new in zip(average.buffers(), source.buffers(), strict=True):
+                old.copy_(new)
 
 
 class _Function(nn.Module):

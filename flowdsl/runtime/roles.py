@@ -1,4 +1,6 @@
-"""The networks a caller passes, matched with the roles a spec names, and watched while the loss calls them."""
+"""The networks a caller passes, matched with the roles a spec names, and watched while the loss
+calls them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def as_roles(
     objective: str,
     extra: bool = False,
 ) -> dict[str, Network]:
-    """The networks by role. A single network stands for the only wanted role; `extra` allows further roles."""
+    """The networks by role. A single network stands for the only wanted role; `extra` allows
+    further roles.
+    """
     if isinstance(network, nn.ModuleDict):
         network = dict(network.items())
     if not isinstance(network, Mapping):
@@ -59,7 +63,9 @@ def as_roles(
 def callable_roles(
     roles: Mapping[str, Network], signature: ObjectiveSignature
 ) -> dict[str, Callable[..., Any]]:
-    """The networks as the emitted functions call them: parameters of frozen ones detached, results looked at."""
+    """The networks as the emitted functions call them: parameters of frozen ones detached, results
+    looked at.
+    """
     described = {n.name: n for n in signature.networks}
     found: dict[str, Callable[..., Any]] = {}
     for name, network in roles.items():

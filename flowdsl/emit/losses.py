@@ -1,0 +1,195 @@
+"""The emitted `loss`: one straight function per phase of training, and the choice between them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from flowdsl.emit import helpers
+from flowdsl.emit.body import Statement
+from flowdsl.emit.function import (
+    Function,
+    Writer,
+    begin,
+    indented,
+    label_line,
+    lay_docstring,
+    open_networks,
+    printed,
+)
+from flowdsl.emit.layout import lay_out
+from flowdsl.emit.names import RESERVED, Names, identifier
+from flowdsl.emit.printer import ATOM, BIT_OR, NOT, Printer
+from flowdsl.passes.program import Phase
+from flowdsl.prelude.text import show
+from flowdsl.spec.core import Kind, Level
+
+ARGUMENTS = "networks, data, draws, label=None, progress=0.0, step=0, steps=1, terms=None"
+PASSED = "networks, data, draws, label, progress, step, steps, terms"
+
+
+def loss_function(writer: Writer, phase: Phase, name: str) -> list[str]:
+    graph = phase.graph
+    made = begin(writer, graph, "data", frozenset())
+    lines = [*open_networks(made), *_open_draws(made)]
+    groups = _by_terms(made)
+    several = len(graph.outputs) > 1
+    guarded = several and bool(writer.objective.players)
+    statements = _statements(made, groups, guarded)
+    writer.use(made.printer)
+    head = [f"def {name}({ARGUMENTS if name == 'loss' else PASSED}):"]
+    head += [f"    {line}" for line in _loss_doc(writer, phase, name)]
+    if "lift" in made.printer.helpers:
+        head += ["", *indented(helpers.LIFT.format(like="data"))]
+    if "label" in {n.detail for n in graph.nodes if n.op == "given"}:
+        head.append(label_line("data"))
+    if "batch" in made.printer.helpers:
+        head.append("    batch = len(data)")
+    return [*head, *(f"    {line}" for line in lines), *statements]
+
+
+def _loss_doc(writer: Writer, phase: Phase, name: str) -> list[str]:
+    if name != "loss":
+        return [f'"""The loss {_phase_words(phase)}."""']
+    return lay_docstring(
+        "The loss and its terms. data: (batch, ...); label: (batch,), where -1 is no class."
+    )
+
+
+def _phase_words(phase: Phase) -> str:
+    words = phase.name.replace("_is_", " = ").replace("_and_", " and ").replace("_", " ")
+    return f"at {words}" if phase.given else "at all other times"
+
+
+def _open_draws(made: Function) -> list[str]:
+    """Give the draws local names, except those whose name the spec gives to something made from
+    them.
+    """
+    graph, printer = made.graph, made.printer
+    defined = {node.name for at, node in enumerate(graph.nodes) if node.name and at in graph.users}
+    lines: list[str] = []
+    for at in graph.used:
+        node = graph[at]
+        if node.op != "draw":
+            continue
+        name = str(node.detail)
+        if name in defined and len(graph.users[at]) == 1:
+            continue
+        local = made.names.take(identifier(name), f"{identifier(name)}_drawn")
+        printer.names[at] = local
+        lines.append(f'{local} = draws["{name}"]')
+        if node.kind in (Kind.TIME, Kind.SCALAR) and node.level is Level.ROW:
+            printer.time_like = printer.time_like or local
+    left = ", ".join(line.split(" = ")[0] for line in lines)
+    right = ", ".join(line.split(" = ")[1] for line in lines)
+    one = f"{left} = {right}"
+    return [one] if lines and len(one) <= 96 else lines
+
+
+def _by_terms(made: Function) -> dict[int, frozenset[str]]:
+    """For each node, the terms that need it."""
+    graph = made.graph
+    needed: dict[int, frozenset[str]] = {at: frozenset() for at in graph.used}
+    for output in graph.outputs:
+        stack = [output.loss, *(() if output.rows is None else (output.rows,))]
+        while stack:
+            at = stack.pop()
+            if output.term not in needed[at]:
+                needed[at] |= {output.term}
+                stack.extend(graph[at].inputs)
+    return needed
+
+
+def _statements(made: Function, needed: dict[int, frozenset[str]], guarded: bool) -> list[str]:
+    graph, body, printer = made.graph, made.body, made.printer
+    results: list[tuple[str, str]] = []
+    for output in graph.outputs:
+        for root in (output.rows, output.loss):
+            if root is not None:
+                body.need(root)
+        if graph.is_python(output.loss):
+            mean = f"torch.as_tensor({printer.text(output.loss)}, device=data.device)"
+        elif output.rows is not None:
+            rows, loss = printer.text(output.rows), printer.text(output.loss)
+            mean = f"torch.where({rows}, {loss}, 0).mean()"
+        else:
+            mean = f"{printer.text(output.loss, ATOM)}.mean()"
+        results.append((output.term, mean))
+    if len(results) == 1:
+        term, mean = results[0]
+        return [
+            *printed(body.statements, 4),
+            *lay_out(f"value = {mean}", 4),
+            *lay_out(f'return value, {{"{term}": value.detach()}}', 4),
+        ]
+    if guarded:
+        lines = _guarded(body.statements, needed, results)
+    else:
+        lines = [*printed(body.statements, 4), "    losses = {}"]
+        lines += [
+            line for term, mean in results for line in lay_out(f'losses["{term}"] = {mean}', 4)
+        ]
+    lines += [
+        "    value = sum(losses[name] for name in terms or losses)",
+        "    return value, {name: term.detach() for name, term in losses.items()}",
+    ]
+    return lines
+
+
+def _guarded(
+    statements: list[Statement], needed: dict[int, frozenset[str]], results: list[tuple[str, str]]
+) -> list[str]:
+    """Statements under the terms that need them: a player's step computes only its own."""
+    everything = [term for term, _ in results]
+    names = ", ".join(f'"{t}"' for t in everything)
+    lines = [*lay_out(f"terms = set(terms or ({names}))", 4), "    losses = {}"]
+    sets: dict[frozenset[str], list[Statement]] = {}
+    for statement in statements:
+        key = frozenset().union(*(needed[n] for n in statement.nodes))
+        sets.setdefault(key, []).append(statement)
+    for term in everything:
+        sets.setdefault(frozenset({term}), [])
+    for key in sorted(sets, key=lambda k: (-len(k), [everything.index(t) for t in sorted(k)])):
+        if key == frozenset(everything):
+            lines += printed(sets[key], 4)
+            continue
+        listed = [t for t in everything if t in key]
+        if len(listed) == 1:
+            lines.append(f'    if "{listed[0]}" in terms:')
+        else:
+            shown = ", ".join(f'"{t}"' for t in listed)
+            lines.append(f"    if not terms.isdisjoint(({shown})):")
+        lines += printed(sets[key], 8)
+        if len(listed) == 1:
+            lines += lay_out(f'losses["{listed[0]}"] = {dict(results)[listed[0]]}', 8)
+    return lines
+
+
+def dispatch(writer: Writer) -> list[str]:
+    """`loss`: one decision per step, then the straight function of that phase."""
+    program = writer.program
+    printer = Printer(program.common, writer.shown_constants)
+    names = Names(RESERVED)
+    lines = [f"def loss({ARGUMENTS}):"]
+    lines += [f"    {line}" for line in _loss_doc(writer, program.phases[0], "loss")]
+    deciding = dict.fromkeys(at for phase in program.phases for at, _ in phase.given)
+    for at in deciding:
+        node = program.common[at]
+        if node.kind is not Kind.TRUTH:
+            text = printer.text(at)
+            printer.names[at] = names.take(identifier(node.name) if node.name else "phase")
+            lines += lay_out(f"{printer.names[at]} = {text}", 4)
+    for phase in program.phases:
+        call = f"return loss_{phase.name}({PASSED})"
+        if not phase.given:
+            lines.append(f"    {call}")
+            continue
+        tests = [_test(printer, at, value) for at, value in phase.given]
+        lines += [f"    if {' and '.join(tests)}:", f"        {call}"]
+    writer.use(printer)
+    return lines
+
+
+def _test(printer: Printer, at: int, value: Fraction | bool) -> str:
+    if isinstance(value, bool):
+        return printer.text(at, NOT) if value else f"not {printer.text(at, NOT)}"
+    return f"{printer.text(at, BIT_OR)} == {show(value)}"
