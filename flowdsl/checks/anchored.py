@@ -64,13 +64,17 @@ def _open(
     case = found.equations[0].case
     shown = Printer(analysis, case, ()).conditions(conditions).removeprefix(" | ") or "the map"
     mentioned = [e for e in found.unread if mentions(e, conditions)]
-    if not mentioned:
+    if not mentioned and conditions in found.objected:
+        return Verdict(NAME, "not applicable", f"no flow passes at {shown}: see identity")
+    if not mentioned or found.few(conditions):
         message = f"nothing ties the network at {shown} to the data"
         diagnostic = Diagnostic(
             NAME, message, case.term.span,
             hint="train it on such rows: drop conditions on some of them, or add a term",
         )  # fmt: skip
         return Verdict(NAME, "unanchored", message, diagnostic=diagnostic)
+    if any(judge(analysis, e.case).outcome in ("refuted", "biased") for e in mentioned):
+        return Verdict(NAME, "not applicable", "the truth itself does not pass: see identity")
     try:
         if passes(analysis, "zero"):
             message = "the map that moves nothing passes"

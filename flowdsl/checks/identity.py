@@ -14,8 +14,8 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.numeric import witness
-from flowdsl.proof.sample import NOISES
-from flowdsl.proof.show import Printer
+from flowdsl.proof.sample import NOISES, X
+from flowdsl.proof.show import Printer, times
 from flowdsl.spec.objective import Objective
 
 NAME = "identity"
@@ -59,23 +59,36 @@ def _regression(finding: Finding, printer: Printer) -> Verdict:
     assert finding.study is not None
     ((name, learnt),) = finding.study.networks.regression.items()
     study = finding.study
-    x = study.context.calculus.symbol("x")
-    v = study.context.calculus.velocity(("flow", printer.own), x, study.row.time)
-    predicted = printer.state(x.scaled(learnt.p) + v.scaled(learnt.q))
+    mean = f"E[velocity | {printer.state_name}]"
+    state = study.context.calculus.symbol(X).scaled(learnt.p)
+    predicted = _plus(printer.state(state), times(printer.scalar(learnt.q), mean))
     call = f"{name}({printer.state_name}, {printer.scalar(study.row.time)})"
     if not learnt.q:
         message = "what the network predicts does not determine the velocity"
-        diagnostic = Diagnostic(NAME, message, facts=(("predicts", predicted),),
+        diagnostic = Diagnostic(NAME, message, facts=(("predicts", printer.state(state)),),
                                 hint="predict the velocity, the noise or the data")  # fmt: skip
-        return Verdict(NAME, "refuted", message, left_over=predicted, diagnostic=diagnostic)
+        return Verdict(NAME, "refuted", message, left_over=printer.state(state),
+                       diagnostic=diagnostic)  # fmt: skip
     if not learnt.p and learnt.q == 1:
-        return Verdict(NAME, "proved", f"{call} learns v, the mean velocity")
-    divisor = printer.scalar(learnt.q)
-    divisor = divisor if divisor.isidentifier() or divisor.isdigit() else f"({divisor})"
-    rest = printer.state(x.scaled(-learnt.p))
-    top = f"({call} {'- ' + rest[1:] if rest.startswith('-') else '+ ' + rest})"
-    solved = f"{top if learnt.p else call} / {divisor}"
-    return Verdict(NAME, "proved", f"{call} learns {predicted}, hence v = {solved}")
+        return Verdict(NAME, "proved", f"{call} learns {mean}")
+    negative = learnt.q != 1 and printer.scalar(learnt.q).startswith("-")
+    divisor = printer.scalar(-learnt.q if negative else learnt.q)
+    simple = divisor.isidentifier() or divisor.isdigit() or divisor.count("(") == 1
+    divisor = divisor if simple and " " not in divisor else f"({divisor})"
+    top = _plus(call, printer.state(-state)) if not negative else _plus(
+        printer.state(state), f"-{call}")  # fmt: skip
+    solved = f"({top})" if learnt.p else f"-{call}" if negative else call
+    solved += "" if divisor == "1" else f" / {divisor}"
+    return Verdict(NAME, "proved", f"{call} learns {predicted}, hence velocity = {solved}")
+
+
+def _plus(left: str, right: str) -> str:
+    """`left + right` of two texts, either of which may be 0 or begin with a minus."""
+    if left == "0":
+        return right
+    if right == "0":
+        return left
+    return f"{left} - {right[1:]}" if right.startswith("-") else f"{left} + {right}"
 
 
 def _order(finding: Finding, printer: Printer) -> Verdict:

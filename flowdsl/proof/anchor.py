@@ -32,16 +32,22 @@ class Equation:
 
 @dataclass(frozen=True)
 class Tie:
-    """An equation that is `factor` (times a Jacobian) times v^ - v, under these conditions.
-
-    `hat` and `own` are the atoms whose difference it is.
-    """
+    """What ties a field: an equation, and its left-over once the fields tied before are known."""
 
     equation: Equation
     conditions: Conditions
     factor: Element
     hat: Atom
     own: Atom
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A left-over Σ factor_c (v^_c - v_c) at one place, perhaps under the Jacobian of a flow."""
+
+    factors: dict[Conditions, Element]
+    hats: dict[Conditions, Atom]
+    owns: dict[Conditions, Atom]
 
 
 @dataclass
@@ -53,11 +59,24 @@ class Anchors:
     unread: list[Equation] = field(default_factory=list)
     equations: list[Equation] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    objected: set[Conditions] = field(default_factory=set)  # rows of these leave something over
 
     @property
     def empty(self) -> bool:
         """Does every flow satisfy every term?"""
         return not self.failures and all(not e.mean for e in self.equations)
+
+    def few(self, conditions: Conditions) -> bool:
+        """Are there too few equations for these fields, all of a form that could tie them?"""
+        about = [e for e in self.unread if mentions(e, conditions)]
+        rows: list[dict[Conditions, Element]] = []
+        for equation in about:
+            read = combination(_with_known(equation, set(self.tied)))
+            if read is None:
+                return False
+            rows.append(read.factors)
+        unknown = {c for row in rows for c in row}
+        return rank(rows) < len(unknown)
 
 
 def anchors(analysis: Analysis) -> Anchors:
@@ -71,7 +90,10 @@ def anchors(analysis: Analysis) -> Anchors:
             found.failures.append(undecided.reason)
             continue
         found.equations.append(equation)
-        wanted[analysis.conditions(case, analysis.context())] = None
+        own = analysis.conditions(case, analysis.context())
+        wanted[own] = None
+        if equation.mean:
+            found.objected.add(own)
         for conditions in _fields(equation.mean):
             wanted[conditions] = None
     _tie(found)
@@ -117,9 +139,15 @@ def _tie(found: Anchors) -> None:
             if not rest:
                 open_equations.remove(equation)
                 continue
-            tie = difference(equation, rest)
-            if tie is not None and tie.conditions not in found.tied:
-                found.tied[tie.conditions] = tie
+            read = combination(rest)
+            if read is not None and len(read.factors) == 1:
+                ((conditions, factor),) = read.factors.items()
+                context = equation.study.context
+                if context.scalars.vanishes_at(factor, context.constants):
+                    continue
+                found.tied[conditions] = Tie(
+                    equation, conditions, factor, read.hats[conditions], read.owns[conditions]
+                )
                 open_equations.remove(equation)
                 progress = True
     found.unread = open_equations
@@ -132,43 +160,55 @@ def _with_known(equation: Equation, tied: set[Conditions]) -> State:
     return renamed(equation.study.context.calculus, equation.mean, swap)
 
 
-def difference(equation: Equation, state: State) -> Tie | None:
-    """The state as an invertible factor times v^ - v at one place, or None."""
-    if len(state.terms) != 2:
-        return None
-    items = sorted(state.terms.items(), key=lambda item: not _is_hat(item[0]))
-    (one, a), (two, b) = items
-    if a != -b:
-        return None
-    inner_one, inner_two = one, two
-    if isinstance(one, MapAtom) and isinstance(two, MapAtom):
-        if _frame(one) != _frame(two) or len(one.directions) != 1 or one.orders != (0, 0):
+def combination(state: State) -> Combination | None:
+    """The state as a combination of differences v^ - v, or None."""
+    hats: dict[Conditions, tuple[Atom, Element]] = {}
+    owns: dict[Conditions, tuple[Atom, Element]] = {}
+    frames, places = set(), set()
+    for atom, c in state.terms.items():
+        inner: Atom = atom
+        frame = None
+        if isinstance(atom, MapAtom):
+            if len(atom.directions) != 1 or atom.orders != (0, 0):
+                return None
+            frame, inner = _frame(atom), atom.directions[0]
+        if not isinstance(inner, VelocityAtom) or inner.order or inner.directions:
             return None
-        inner_one, inner_two = one.directions[0], two.directions[0]
-        if not _is_hat(inner_one):
-            one, two, inner_one, inner_two, a = two, one, inner_two, inner_one, b
-    conditions = _pair(inner_one, inner_two)
-    return None if conditions is None else Tie(equation, conditions, a, one, two)
+        frames.add(frame)
+        places.add((inner.point, inner.time))
+        side = hats if inner.field[0] == "hat" else owns
+        side[inner.field[1]] = (atom, c)
+    if len(frames) != 1 or len(places) != 1 or hats.keys() != owns.keys():
+        return None
+    if any(hats[k][1] != -owns[k][1] for k in hats):
+        return None
+    return Combination(
+        {k: c for k, (_, c) in hats.items()},
+        {k: a for k, (a, _) in hats.items()},
+        {k: a for k, (a, _) in owns.items()},
+    )
 
 
-def _is_hat(atom: Atom) -> bool:
-    return isinstance(atom, VelocityAtom) and atom.field[0] == "hat"
+def rank(rows: list[dict[Conditions, Element]]) -> int:
+    """The rank of a matrix given by its sparse rows."""
+    work = [dict(row) for row in rows]
+    count = 0
+    while work:
+        row = work.pop()
+        pivot = next((k for k, c in row.items() if c), None)
+        if pivot is None:
+            continue
+        count += 1
+        for other in work:
+            factor = other.get(pivot)
+            if factor:
+                for k, c in row.items():
+                    other[k] = other.get(k, c - c) - factor / row[pivot] * c
+    return count
 
 
 def _frame(atom: MapAtom) -> tuple[Field, State, Element, Element, tuple[int, int], int]:
     return atom.field, atom.point, atom.start, atom.end, atom.orders, len(atom.directions)
-
-
-def _pair(one: Atom, two: Atom) -> Conditions | None:
-    if not isinstance(one, VelocityAtom) or not isinstance(two, VelocityAtom):
-        return None
-    same = (one.point, one.time, one.order, one.directions) == (
-        two.point, two.time, two.order, two.directions)  # fmt: skip
-    kinds = {one.field[0], two.field[0]}
-    plain = same and not one.order and not one.directions
-    if plain and kinds == {"hat", "flow"} and one.field[1] == two.field[1]:
-        return one.field[1]
-    return None
 
 
 def reaches_off_diagonal(analysis: Analysis) -> bool:

@@ -12,7 +12,15 @@ from math import factorial
 
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import ORDER
-from flowdsl.proof.state import Atom, Calculus, FunctionAtom, MapAtom, State, VelocityAtom
+from flowdsl.proof.state import (
+    Atom,
+    Calculus,
+    FunctionAtom,
+    MapAtom,
+    State,
+    Symbol,
+    VelocityAtom,
+)
 
 
 @dataclass
@@ -160,6 +168,30 @@ class Series:
             raise Undecided("a pole inside a base point") from pole_inside
         return value.scaled(scalars.number(1) / factorial(count))
 
+    def without(self, state: State, names: frozenset[str]) -> State:
+        """The state where the named symbols are zero."""
+        calculus = self.calculus
+        known: dict[Atom, State] = {}
+
+        def visit(atom: Atom) -> State:
+            if atom not in known:
+                if isinstance(atom, Symbol):
+                    known[atom] = calculus.zero if atom.name in names else calculus.single(atom)
+                else:
+                    assert atom.parts is not None
+                    point, times, atoms = atom.parts
+                    turned = [visit(a) for a in atoms]
+                    known[atom] = calculus.again(atom, whole(point), times, turned)
+            return known[atom]
+
+        def whole(inner: State) -> State:
+            total = calculus.zero
+            for atom, c in inner.terms.items():
+                total = total + visit(atom).scaled(c)
+            return total
+
+        return whole(state)
+
     def lowest(self, state: State, e: int) -> int:
         """The lowest order at which the Laurent series may start."""
         scalars = self.calculus.scalars
@@ -168,8 +200,6 @@ class Series:
 
 def degree(atom: Atom, noises: frozenset[str]) -> int | None:
     """How often the centred noises occur as a factor; None when one is inside a base point."""
-    from flowdsl.proof.state import Symbol
-
     if isinstance(atom, Symbol):
         return int(atom.name in noises)
     assert atom.parts is not None

@@ -90,6 +90,10 @@ class Scalars:
         denom = self._evaluate(x.denom, values)
         return bool(denom)
 
+    def vanishes_at(self, x: Element, values: Mapping[int, Element]) -> bool:
+        """Is x zero where symbols take these values?"""
+        return not self._evaluate(x.numer, values)
+
     def release(self) -> None:
         self._in_use -= 1
 

@@ -53,6 +53,18 @@ class Context:
     notes: set[str] = field(default_factory=set)
 
 
+    @property
+    def constants(self) -> dict[int, Element]:
+        """The values of the constants that are symbols here, by generator."""
+        if not self.symbolic:
+            return {}
+        return {
+            self.scalars.index(name): self.scalars.number(value)
+            for name, value in self.objective.constants.items()
+            if self.scalars.has(name)
+        }
+
+
 class Solution(Protocol):
     """What the networks of an objective compute."""
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis
     from flowdsl.proof.cases import Case
 
+class Singular(Undecided):
+    """The guidance does not determine the flow: its fixed point divides by zero."""
+
+
 Relation = dict[Conditions, Element]
 Region = frozenset[tuple[Expr, bool]]
 
@@ -36,6 +40,7 @@ class Guidance:
     """The relations of one objective: found once, then the same for all of its terms."""
 
     found: list[tuple[Conditions, Region, Relation]] = field(default_factory=list)
+    singular: str = ""  # why some guidance has no solution
     _ready: bool = False
     _busy: bool = False
 
@@ -48,6 +53,8 @@ class Guidance:
             return own
         if not self._ready and not self._busy:
             self._collect(analysis)
+        if self.singular and not self._busy:
+            raise Undecided(self.singular)
         region = _region(analysis, case)
         fitting = [r for c, other, r in self.found if c == conditions and _compatible(region, other)]
         # where one kind of row is guided and another is not, no flow fits both: show the guided one
@@ -61,6 +68,8 @@ class Guidance:
             for case in everything:
                 try:
                     self._add(analysis, case, by_direction)
+                except Singular as singular:
+                    self.singular = singular.reason
                 except Undecided:
                     continue
         self._busy, self._ready = False, True
@@ -131,20 +140,16 @@ def _solve(context: Context, equation: State, conditions: Conditions) -> Relatio
             others[whose] = c
         else:
             return None
-    if not own or _vanishes(context, own):
-        return None
-    relation = {whose: context.scalars.divide(-c, own) for whose, c in others.items()}
-    return relation if sum(relation.values(), context.scalars.zero) == 1 else None
-
-
-def _vanishes(context: Context, x: Element) -> bool:
-    """Is a coefficient zero at the constants' values? Then the equation does not determine V."""
     scalars = context.scalars
-    for name, value in context.objective.constants.items():
-        if not scalars.has(name):
-            continue
-        x = scalars.substitute(x, scalars.index(name), scalars.number(value))
-    return not x
+    if not own or scalars.vanishes_at(own, context.constants):
+        return None
+    relation = {whose: scalars.divide(-c, own) for whose, c in others.items()}
+    if sum(relation.values(), scalars.zero) != 1:
+        return None
+    back = relation.get(conditions)
+    if back is None or scalars.vanishes_at(back, context.constants):
+        raise Singular("the guidance has no fixed point at these values of the constants")
+    return relation
 
 
 def _region(analysis: Analysis, case: Case) -> Region:
