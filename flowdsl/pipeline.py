@@ -6,22 +6,34 @@ source text -> syntax tree -> typed objective -> report
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from flowdsl.clauses import all_clauses
 from flowdsl.diagnostics import Source, did_you_mean, fail
 from flowdsl.spec.assemble import resolve
 from flowdsl.spec.merge import merge_ancestors
 from flowdsl.spec.objective import Objective
+from flowdsl.syntax.format import format_tree
 from flowdsl.syntax.layout import MAX_BYTES, read_source
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.parse import Parser, parse_expression
 from flowdsl.syntax.tree import Expression, Tree
 
+if TYPE_CHECKING:
+    from flowdsl.checks import Report
+    from flowdsl.passes.program import Program
+    from flowdsl.runtime.loss import Loss
+
 SUFFIX = ".flow"
+
+DerivativeRule = Literal["exact", "finite_difference"]
+Constants = Mapping[str, float | Fraction]
 
 
 @cache
@@ -124,3 +136,61 @@ def load(spec: str | Path) -> Objective:
 def load_text(text: str, name: str = "<text>") -> Objective:
     """The typed objective of a spec given as text."""
     return typed(parse(read_source(text, name)))
+
+
+def standalone(tree: Tree) -> str:
+    """The spec as text that stands by itself: printed, with what it extends written out."""
+    return format_tree(replace(merged(tree), extends=None))
+
+
+def checked(
+    objective: Objective, *, only: Iterable[str] | None = None, time_limit: float = 20.0
+) -> Report:
+    """Typed objective -> report. The limit is in seconds, for each check."""
+    from flowdsl.checks import check
+
+    return check(objective, only=only, time_limit=time_limit, find=load)
+
+
+def optimised(
+    objective: Objective,
+    *,
+    optimize: bool = True,
+    derivative: DerivativeRule = "exact",
+    constants: Constants | None = None,
+) -> Program:
+    """Typed objective -> graph -> program; `optimize=False` is the graph as it was written."""
+    from flowdsl.ir.lower import lower
+    from flowdsl.passes import run_passes
+
+    return run_passes(lower(objective, constants), optimize=optimize, derivative=derivative)
+
+
+def emitted(
+    objective: Objective,
+    *,
+    optimize: bool = True,
+    derivative: DerivativeRule = "exact",
+    constants: Constants | None = None,
+) -> str:
+    """Typed objective -> Python source."""
+    from flowdsl.emit import emit
+
+    program = optimised(objective, optimize=optimize, derivative=derivative, constants=constants)
+    return emit(program, derivative=derivative)
+
+
+def compiled(
+    objective: Objective,
+    *,
+    optimize: bool = True,
+    derivative: DerivativeRule = "exact",
+    constants: Constants | None = None,
+) -> Loss:
+    """Typed objective -> source -> loss. The text that is executed is the text that is shown."""
+    from flowdsl.emit.load import load as load_source
+    from flowdsl.emit.signature import signature
+    from flowdsl.ir.lower import with_constants
+
+    source = emitted(objective, optimize=optimize, derivative=derivative, constants=constants)
+    return load_source(source, signature(with_constants(objective, constants or {})))

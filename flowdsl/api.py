@@ -1,0 +1,106 @@
+"""The public face: an objective that can be checked and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowdsl import pipeline
+from flowdsl.pipeline import Constants, DerivativeRule
+from flowdsl.spec import objective as spec
+from flowdsl.syntax.layout import read_source
+from flowdsl.syntax.tree import Tree
+
+if TYPE_CHECKING:
+    from flowdsl.checks import Report
+    from flowdsl.passes.program import Program
+    from flowdsl.runtime.loss import Loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One training objective, read and resolved.
+
+    `tree` is what was written, `typed` what it means. Methods raise `DiagnosticError` for mistakes
+    of the spec or of the call; its text names place, cause and remedy.
+    """
+
+    tree: Tree
+    typed: spec.Objective
+
+    @property
+    def name(self) -> str:
+        return self.typed.name
+
+    @property
+    def title(self) -> str:
+        return self.typed.title
+
+    def check(self, *, only: Iterable[str] | None = None, time_limit: float = 20.0) -> Report:
+        """Every check's verdicts. `only` names some checks; the limit is seconds for each."""
+        return pipeline.checked(self.typed, only=only, time_limit=time_limit)
+
+    def graph(
+        self,
+        *,
+        optimize: bool = True,
+        derivative: DerivativeRule = "exact",
+        constants: Constants | None = None,
+    ) -> Program:
+        """The graph of evaluations, before (`optimize=False`) or after the passes."""
+        return pipeline.optimised(
+            self.typed, optimize=optimize, derivative=derivative, constants=constants
+        )
+
+    def emit(
+        self,
+        *,
+        optimize: bool = True,
+        derivative: DerivativeRule = "exact",
+        constants: Constants | None = None,
+    ) -> str:
+        """The loss as Python text that imports torch only: what `compile` runs."""
+        return pipeline.emitted(
+            self.typed, optimize=optimize, derivative=derivative, constants=constants
+        )
+
+    def compile(
+        self,
+        *,
+        optimize: bool = True,
+        derivative: DerivativeRule = "exact",
+        constants: Constants | None = None,
+    ) -> Loss:
+        """The loss.
+
+        `derivative="finite_difference"` takes central differences, for networks that have no
+        forward derivative; `constants` replaces values of the spec's `constants`.
+        """
+        return pipeline.compiled(
+            self.typed, optimize=optimize, derivative=derivative, constants=constants
+        )
+
+    def text(self) -> str:
+        """The spec by itself: printed, with everything that it extends written out."""
+        return pipeline.standalone(self.tree)
+
+
+def load(spec: str | Path) -> Objective:
+    """An objective by its shipped name, or from a path to a `.flow` file."""
+    return _objective(pipeline.parse(pipeline.find_source(str(spec))))
+
+
+def loads(text: str, name: str = "<text>") -> Objective:
+    """An objective from its text; `name` is how messages call the text."""
+    return _objective(pipeline.parse(read_source(text, name)))
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the shipped objectives."""
+    return pipeline.shipped_names()
+
+
+def _objective(tree: Tree) -> Objective:
+    return Objective(tree, pipeline.typed(tree))

@@ -1,0 +1,109 @@
+"""`check` and `compare`: run the checker, show what it says, choose the exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flowdsl import pipeline
+from flowdsl.checks import CHECKS, Report
+from flowdsl.diagnostics import DiagnosticError, did_you_mean, fail, render
+
+_COLOURS = {
+    "proved": "green",
+    "order": "yellow",
+    "note": "yellow",
+    "not applicable": "dim",
+}
+
+
+def explain_check(name: str) -> str:
+    """What a check means."""
+    if name not in CHECKS:
+        raise fail(
+            "command",
+            f"there is no check `{name}`",
+            hint=did_you_mean(name, CHECKS) or f"checks: {', '.join(CHECKS)}",
+        )
+    check = CHECKS[name]
+    return f"{name}: {check.question}\n\n{check.explanation.strip()}"
+
+
+def check_specs(
+    specs: list[str], *, as_json: bool, only: list[str] | None, limit: float, certify: bool
+) -> int:
+    """Check each spec and show its report; the highest exit status of all."""
+    if not specs:
+        raise fail(
+            "command", "no spec is named", hint="for example: flowdsl check meanflow my.flow"
+        )
+    status = 0
+    output: list[dict[str, object]] = []
+    for spec in specs:
+        try:
+            objective = pipeline.load(spec)
+            report = pipeline.checked(objective, only=only, time_limit=limit)
+            if certify:
+                report = report.with_certificate(pipeline.certified(objective))
+        except DiagnosticError as error:
+            status = 2
+            if as_json:
+                messages = [d.as_dict() for d in error.diagnostics]
+                output.append({"spec": spec, "ok": False, "errors": messages})
+            else:
+                typer.echo("\n\n".join(render(d) for d in error.diagnostics) + "\n", err=True)
+            continue
+        status = max(status, 0 if report.ok else 1)
+        if as_json:
+            output.append({"spec": spec, **report.as_dict()})
+        else:
+            show_report(report, objective.source.name)
+    if as_json:
+        json.dump(output, sys.stdout, indent=2, ensure_ascii=False)
+        typer.echo()
+    return status
+
+
+def show_report(report: Report, source: str) -> None:
+    """The verdicts as a table, then the messages of what failed."""
+    console = Console(highlight=False, soft_wrap=False)
+    table = Table(
+        title=f"[bold]{report.objective}[/bold]  {report.title}  [dim]{Path(source).name}[/dim]",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in ("check", "term", "rows", "verdict"):
+        table.add_column(column, no_wrap=column != "rows", overflow="fold")
+    table.add_column("reason", overflow="fold")
+    before = ""
+    for verdict in report.verdicts:
+        colour = _COLOURS.get(verdict.status, "bold red")
+        table.add_row(
+            verdict.check if verdict.check != before else "",
+            verdict.term,
+            verdict.case,
+            f"[{colour}]{verdict.shown}[/{colour}]",
+            verdict.reason,
+        )
+        before = verdict.check
+    console.print(table, markup=True)
+    for diagnostic in report.diagnostics:
+        if diagnostic.severity == "error":
+            typer.echo("\n" + render(diagnostic))
+    word = "[green]all checks pass[/green]" if report.ok else "[bold red]not proved[/bold red]"
+    console.print(f"{word} [dim]({report.seconds:.2f} s)[/dim]\n")
+
+
+def compare_specs(first: str, second: str, at: str | None, near: str | None) -> int:
+    """Show in what two objectives are the same; 0 when value or gradient are."""
+    if at is not None and near is not None:
+        raise fail("command", "`--at` and `--near` are two questions", hint="ask one at a time")
+    result = pipeline.compared(pipeline.load(first), pipeline.load(second), at=at, near=near)
+    typer.echo(result.render())
+    return 0 if result.same else 1

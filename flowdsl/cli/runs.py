@@ -1,0 +1,210 @@
+"""Commands about runs: train, sample, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowdsl.cli.common import SetOption, constants, numbers
+from flowdsl.diagnostics import fail
+
+if TYPE_CHECKING:
+    from flowdsl.runtime.loss import Loss
+    from flowdsl.runtime.training.directory import SavedSpec
+
+RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as `train` names it.")]
+WeightsOption = Annotated[
+    str, typer.Option(help='"ema" for the averaged weights, "raw" for the last ones.')
+]
+CheckpointOption = Annotated[
+    int | None, typer.Option(help="The step of a checkpoint; the last one by default.")
+]
+ConditionOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A condition that networks see."),
+]
+
+
+def train(
+    spec: Annotated[
+        str | None, typer.Argument(help="A shipped name or a path to a .flow file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings; `--settings` lists them."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder; by default under runs/.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with this run, exactly.")
+    ] = None,
+    set_: SetOption = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=RUN", help="Start a network with the weights of a run."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting with its default, and stop.")
+    ] = False,
+) -> None:
+    """Train an objective on real images: the embedded digits, or data of your own.
+
+    Ctrl-C saves and says how to resume; `--resume` goes on exactly.
+
+    Examples: flowdsl train meanflow steps=2000 batch=128;
+    flowdsl train my.flow data=folder:photos resolution=32 size=micro;
+    flowdsl train --resume runs/meanflow-digits
+    """
+    if list_settings:
+        _print_settings()
+        return
+    from flowdsl.runtime.runs import resume_run, train_run
+    from flowdsl.runtime.training.overrides import make_config
+
+    if resume is not None:
+        if spec or settings or set_ or start or out:
+            raise fail(
+                "command",
+                "a resumed run keeps its spec and settings",
+                hint=f"flowdsl train --resume {resume}",
+            )
+        raise typer.Exit(resume_run(resume, compile_saved, progress=not quiet).exit_code)
+    if spec is None or "=" in spec:
+        raise fail("command", "no spec is named", hint="for example: flowdsl train meanflow")
+    import flowdsl
+    from flowdsl import pipeline
+
+    objective = flowdsl.load(spec)
+    saved = _saved(objective, constants(set_))
+    result = train_run(
+        compile_saved(saved),
+        make_config(settings or [], pipeline.recipe(objective.tree)),
+        saved,
+        run_dir=out,
+        sources={role: Path(run) for role, run in _pairs(start)},
+        progress=not quiet,
+    )
+    raise typer.Exit(result.exit_code)
+
+
+def sample(
+    run: RunArgument,
+    steps: Annotated[str, typer.Option(help="Numbers of steps, one block each.")] = "1,2,4",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The picture's file.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes by name or number: `0,3,7`.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance, for velocities only.")
+    ] = 1.0,
+    weights: WeightsOption = "ema",
+    checkpoint: CheckpointOption = None,
+    set_: ConditionOption = None,
+) -> None:
+    """Draw samples from a run's checkpoint and write them as one labelled picture.
+
+    Example: flowdsl sample runs/meanflow-digits --steps 1,2,4
+    """
+    from flowdsl.runtime.runs import SampleRequest, sample_run
+    from flowdsl.runtime.sampling import SampleOptions
+
+    names = tuple(part.strip() for part in classes.split(",")) if classes else None
+    request = SampleRequest(
+        steps=numbers(steps, "--steps"),
+        classes=names,
+        seed=seed,
+        weights=weights,
+        checkpoint=checkpoint,
+        options=SampleOptions(guidance=guidance, conditions=constants(set_)),
+    )
+    typer.echo(f"wrote {sample_run(run, compile_saved, request, out=out).path}")
+
+
+def evaluate(
+    run: RunArgument,
+    steps: Annotated[str, typer.Option(help="Numbers of steps, one row each.")] = "1,2,4",
+    count: Annotated[int | None, typer.Option(help="How many samples.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance, for velocities only.")
+    ] = 1.0,
+    weights: WeightsOption = "ema",
+    checkpoint: CheckpointOption = None,
+    set_: ConditionOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Measure a run's samples against held-out data, for each number of steps.
+
+    Example: flowdsl evaluate runs/meanflow-digits --steps 1,2,4
+    """
+    from rich.console import Console
+
+    from flowdsl.runtime.evaluation import EvaluationOptions
+    from flowdsl.runtime.runs import evaluate_run
+    from flowdsl.runtime.sampling import SampleOptions
+
+    options = EvaluationOptions(
+        steps=numbers(steps, "--steps"),
+        count=count,
+        seed=seed,
+        sampling=SampleOptions(guidance=guidance, conditions=constants(set_)),
+    )
+    evaluation = evaluate_run(run, compile_saved, options, weights=weights, checkpoint=checkpoint)
+    if as_json:
+        typer.echo(evaluation.json())
+    else:
+        Console().print(evaluation.table())
+
+
+def compile_saved(saved: SavedSpec) -> Loss:
+    """The loss of a run's saved spec."""
+    import flowdsl
+
+    return flowdsl.loads(saved.text, "spec.flow").compile(
+        constants=saved.constants, **_options(saved.options)
+    )
+
+
+def _options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The compile options that a run may have been saved with."""
+    return {name: options[name] for name in ("optimize", "derivative") if name in options}
+
+
+def _saved(objective: Any, values: Mapping[str, float]) -> SavedSpec:
+    from flowdsl.runtime.training.directory import SavedSpec
+
+    return SavedSpec(text=objective.text(), constants=dict(values))
+
+
+def _pairs(words: list[str] | None) -> list[tuple[str, str]]:
+    pairs = []
+    for word in words or []:
+        role, equals, run = word.partition("=")
+        if not equals:
+            raise fail("command", f"`--start {word}` names no run", hint="write `--start u=RUN`")
+        pairs.append((role, run))
+    return pairs
+
+
+def _print_settings() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from flowdsl.runtime.training.overrides import settings
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "default", "meaning"):
+        table.add_column(column)
+    for setting in settings():
+        table.add_row(setting.key, str(setting.default), setting.meaning)
+    Console().print(table)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("train")(train)
+    app.command("sample")(sample)
+    app.command("evaluate")(evaluate)

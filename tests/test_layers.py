@@ -1,0 +1,152 @@
+"""The architecture page: which package may import which, and which library stands where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flowdsl
+
+PACKAGE = Path(__file__).parent.parent / "flowdsl"
+
+#: What each package may import of flowdsl, beside itself. Nothing points upward.
+READS = ("diagnostics", "syntax", "prelude", "spec")
+MAY = {
+    "diagnostics": (),
+    "syntax": ("diagnostics",),
+    "prelude": (),
+    "spec": ("diagnostics", "syntax", "prelude"),
+    "clauses": READS,
+    "proof": READS,
+    "identities": (*READS, "proof"),
+    "checks": (*READS, "proof", "identities"),
+    "ir": READS,
+    "passes": (*READS, "ir"),
+    "emit": (*READS, "ir", "passes", "runtime"),
+    "exact": ("diagnostics", "runtime"),
+    "runtime": ("diagnostics", "exact"),
+    "pipeline": (*READS, "clauses", "proof", "identities", "checks", "ir", "passes", "emit",
+                 "exact", "runtime"),
+    "api": ("pipeline", *READS, "checks", "passes", "runtime"),
+    "cli": ("pipeline", "api", *READS, "clauses", "checks", "passes", "runtime"),
+}  # fmt: skip
+
+#: Where a library may be imported at all.
+LIBRARIES = {
+    "lark": ("syntax",),
+    "sympy": ("proof", "identities", "checks"),
+    "torch": ("ir", "emit", "exact", "runtime"),
+    "typer": ("cli",),
+}
+
+#: Where torch may stand, inside packages that work without it.
+TORCH_FILES = ("ir/interpret.py", "ir/torch_operations.py", "emit/load.py", "emit/glue.py")
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_points_upward(path: Path) -> None:
+    here = room(path)
+    allowed = {here, *MAY[here]}
+    for name in imports(path):
+        parts = name.split(".")
+        if name.startswith("flowdsl.runtime.contract"):  # plain data, for either side of the border
+            continue
+        if parts[0] == "flowdsl" and len(parts) > 1 and parts[1] in MAY:
+            assert parts[1] in allowed, f"{here} may not import {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_libraries_stand_where_they_belong(path: Path) -> None:
+    for name in imports(path):
+        library = name.split(".")[0]
+        if library in LIBRARIES:
+            assert room(path) in LIBRARIES[library], f"{library} has no place in {room(path)}"
+        if library == "torch" and room(path) in ("ir", "emit"):
+            assert str(path.relative_to(PACKAGE)) in TORCH_FILES
+
+
+def test_there_is_no_cycle_between_modules() -> None:
+    """Imports at the top of a module never lead back to it."""
+    graph: dict[str, set[str]] = {}
+    names = {
+        ".".join(("flowdsl", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in modules()
+    }
+    names = {n.removesuffix(".__init__") for n in names}
+    for path in modules():
+        name = ".".join(("flowdsl", *path.relative_to(PACKAGE).with_suffix("").parts))
+        tree = ast.parse(path.read_text())
+        top = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module]
+        targets = {m for n in top for m in (n.module, *(f"{n.module}.{a.name}" for a in n.names))}
+        graph[name.removesuffix(".__init__")] = {t for t in targets if t in names}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for target in sorted(graph.get(name, ())):
+                if target != name:
+                    visit(target, (*path, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.strip()
+
+
+def test_reading_and_checking_a_spec_imports_no_torch() -> None:
+    code = (
+        "import sys, flowdsl, flowdsl.cli\n"
+        "flowdsl.load('meanflow').check(); flowdsl.load('tvm').emit()\n"
+        "print(sorted({'torch', 'sklearn', 'numpy'} & set(sys.modules)))"
+    )
+    assert fresh(code) == "[]"
+
+
+def test_the_runtime_imports_nothing_of_the_compiler() -> None:
+    code = (
+        "import sys, flowdsl.runtime.runs, flowdsl.runtime.loss\n"
+        "print(sorted({'lark', 'sympy', 'flowdsl.spec', 'flowdsl.pipeline'} & set(sys.modules)))"
+    )
+    assert fresh(code) == "[]"
+
+
+def test_no_part_of_the_package_knows_a_method_by_name() -> None:
+    """The trainer, the network and the passes serve every objective alike.
+
+    Texts that explain something to a person may mention methods; names that code could compare
+    with may not.
+    """
+    methods = {*flowdsl.shipped(), "imf", "uaimf", "scm", "consistency"}
+    for path in modules():
+        if room(path) not in ("cli", "clauses"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert node.value.lower() not in methods, f"{path}: {node.value!r}"
