@@ -22,9 +22,7 @@ NAME = "boundary"
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     verdicts = [_path(objective, path) for path in objective.paths.values()]
     if not objective.maps:
-        verdicts.append(
-            Verdict(NAME, "not applicable", "no map: the network learns a velocity")
-        )
+        verdicts.append(Verdict(NAME, "not applicable", "no map: the network learns a velocity"))
     for flow_map in objective.maps.values():
         verdicts.append(_map(objective, analysis, flow_map))
     return verdicts
@@ -113,7 +111,7 @@ def deviation(analysis: Analysis, flow_map: FlowMap) -> str:
         show = {"_0": name, "_1": named[0][0] if named else ""}
         parts = []
         if a != 1:
-            parts.append(times(_text(analysis, a - 1, show), state))
+            parts.append(times(_text(analysis, a - scalars.one, show), state))
         if b:
             parts.append(times(_text(analysis, b, show), f"{call.head}({state}, {name}, {name})"))
         if parts:

@@ -71,9 +71,7 @@ def _at(analysis: Analysis, name: str, expr: Expr, place: str, value: float) -> 
         for case in analysis.all_cases()
         if _current(analysis, case, progress)
     ]
-    worst: Status = next(
-        (s for s in ("refuted", "undecided", "order") if s in outcomes), "proved"
-    )  # type: ignore[assignment]
+    worst: Status = next((s for s in ("refuted", "undecided", "order") if s in outcomes), "proved")  # type: ignore[assignment]
     head = f"at the {place} ({name} = {value:g})"
     if worst == "proved":
         return Verdict(NAME, "proved", f"{head} every term satisfies the identity")

@@ -221,9 +221,7 @@ def _jumps(analysis: Analysis, case: Case) -> list[tuple[Evaluate, Expr, Expr]]:
                 if owner != inner.network:
                     continue
                 values = {a.name: node.args[k] for a, k in shown.items() if isinstance(a, Formal)}
-                ends = [
-                    replace_formals(e, values) for e in (flow_map.start, flow_map.end)
-                ]
+                ends = [replace_formals(e, values) for e in (flow_map.start, flow_map.end)]
                 if not any(isinstance(n, Formal) for e in ends for n in walk(e)):
                     found.append((node, ends[0], ends[1]))
     return found

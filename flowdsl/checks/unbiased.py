@@ -50,7 +50,9 @@ def _proved(analysis: Analysis, case: Case, finding: Finding) -> Verdict:
     printer = Printer.of(analysis, case)
     moves = parts(study.variation, NOISES)
     if moves.inside:
-        return Verdict(NAME, "undecided", "the gradient depends on the conditional velocity's place")
+        return Verdict(
+            NAME, "undecided", "the gradient depends on the conditional velocity's place"
+        )
     if moves.linear or moves.higher:
         left = (
             f"E <{printer.state(moves.linear + moves.higher)}, "

@@ -47,9 +47,7 @@ def _same_jacobian(one: MapAtom, two: MapAtom) -> bool:
     )  # fmt: skip
 
 
-def _second_order(
-    calculus: Calculus, outer: MapAtom, one: MapAtom, two: MapAtom
-) -> State | None:
+def _second_order(calculus: Calculus, outer: MapAtom, one: MapAtom, two: MapAtom) -> State | None:
     """D²f[J g a, J g b] = D²(f ∘ g)[a, b] - J f[D²g[a, b]]."""
     if not _lands(calculus, one, outer):
         return None

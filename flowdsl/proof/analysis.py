@@ -17,10 +17,10 @@ from flowdsl.proof.expand import Parts, Series, parts
 from flowdsl.proof.field import Element, Scalars
 from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.marginal import Guidance, Relation
-from flowdsl.proof.sample import NOISES, Row, X, base_state, live_calls
+from flowdsl.proof.regression import regress
+from flowdsl.proof.sample import NOISES, Row, X, base_state, learning_calls
 from flowdsl.proof.state import Calculus, Rule, State
 from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
-from flowdsl.proof.regression import regress
 from flowdsl.proof.variables import change_of_variables, scalars_of
 from flowdsl.proof.weight import ENTRIES, ERROR, ERROR_STOPPED, Weight, weight_of
 from flowdsl.spec.core import Evaluate, Expr, Given, PathState, walk
@@ -221,11 +221,9 @@ class Analysis:
         }
         return bool(own & used)
 
-    def _regressed(
-        self, case: Case, context: Context, networks: Networks
-    ) -> dict[str, Regression]:
+    def _regressed(self, case: Case, context: Context, networks: Networks) -> dict[str, Regression]:
         """Without a map: the network of this term learns the conditional mean of its target."""
-        calls = live_calls(self.objective, case.prediction)
+        calls = learning_calls(self.objective, case.prediction, None)
         if not calls:
             return {}
         name = calls[0].network
@@ -236,9 +234,7 @@ class Analysis:
 
     def conditions(self, case: Case, context: Context) -> Conditions:
         """The conditions under which the learning network of a case sees its row."""
-        calls = live_calls(self.objective, case.prediction)
-        if not calls and case.target is not None:
-            calls = live_calls(self.objective, case.target)
+        calls = learning_calls(self.objective, case.prediction, case.target)
         if not calls:
             return ()
         return Reader(context, _Nothing()).conditions(calls[0])
@@ -302,17 +298,18 @@ class Analysis:
         row = self.row(case, context, networks, unknown)
         conditions = self.conditions(case, context)
         x = context.calculus.symbol(X)
-        marginal = (
-            context.calculus.function(("v", ()), x, (row.time,))
-            if networks.kind == "free"
-            else self._marginal(case, context, conditions, x, row.time)
-        )
+        if networks.kind == "free":
+            marginal = context.calculus.function(("v", ()), x, (row.time,))
+        elif self.base(case).data != Given("data"):  # generated samples have the flow's law
+            marginal = context.calculus.velocity(("flow", conditions), x, row.time)
+        else:
+            marginal = self._marginal(case, context, conditions, x, row.time)
         return self.row(case, context, networks, marginal)
 
     def _labels_are_seen(self, case: Case) -> None:
         """A label that the learning network does not see would have to be averaged out."""
         assert case.target is not None
-        live = live_calls(self.objective, case.prediction)
+        live = learning_calls(self.objective, case.prediction, None)
         seen = {value for call in live[:1] for _, value in call.conditions}
         for expr in (case.prediction, case.target):
             for node in walk(expr):

@@ -8,6 +8,7 @@ after the other: a guided row ties its own field to the fields it is guided by.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.cases import Case
@@ -18,7 +19,8 @@ from flowdsl.proof.interpret import Conditions, Reader
 from flowdsl.proof.judge import small_quantities, times_of
 from flowdsl.proof.rename import renamed
 from flowdsl.proof.sample import NOISES, live_calls
-from flowdsl.proof.state import Atom, Calculus, Field, MapAtom, State, VelocityAtom
+from flowdsl.proof.state import Atom, Field, MapAtom, State, VelocityAtom
+from flowdsl.spec.core import Expr, walk
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def anchors(analysis: Analysis) -> Anchors:
             found.failures.append(undecided.reason)
             continue
         found.equations.append(equation)
+        if equation.mean and combination(equation.mean) is None:
+            found.equations += _at_the_end(analysis, case)
         own = analysis.conditions(case, analysis.context())
         wanted[own] = None
         if equation.mean:
@@ -113,6 +117,23 @@ def _equation(analysis: Analysis, case: Case) -> Equation:
             if sorted_parts.mean and not sorted_parts.inside:
                 return Equation(case, near, sorted_parts.mean)
     raise Undecided("the conditional velocity enters in another way than linearly")
+
+
+def _at_the_end(analysis: Analysis, case: Case) -> list[Equation]:
+    """What a case requires of another flow once every curriculum has ended."""
+    used = {n for e in (case.prediction, case.target) if e is not None for n in walk(e)}
+    ends: dict[Expr, Element] = {}
+    try:
+        for expr in analysis.curricula.all.values():
+            if expr in used:
+                end = Fraction(analysis.curricula.profile(expr).end).limit_denominator(1000)
+                ends[expr] = analysis.scalars.number(end)
+        if not ends:
+            return []
+        study = analysis.study(case, kind="hat", bindings=ends)
+    except Undecided:
+        return []
+    return [] if study.parts.inside else [Equation(case, study, study.parts.mean)]
 
 
 def _fields(state: State) -> set[Conditions]:

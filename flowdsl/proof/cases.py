@@ -114,9 +114,7 @@ def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
             return
         branches = [v for v in (True, False) if domain.possible({**facts, condition: v})]
         if term.rows is not None:
-            branches = [
-                v for v in branches if assume(term.rows, {**facts, condition: v}) != FALSE
-            ]
+            branches = [v for v in branches if assume(term.rows, {**facts, condition: v}) != FALSE]
         for value in branches:
             settled = implied | {condition} if len(branches) == 1 else implied
             visit({**facts, condition: value}, settled)

@@ -158,7 +158,9 @@ def _same_rows(yours: Analysis, term: Term, case: Case) -> Case:
 def _pair(
     mine: Analysis, yours: Analysis, case: Case, theirs: Case, parameter: Parameter | None
 ) -> Pair:
-    bindings: Mapping[Expr, Element] = {} if parameter is None else {parameter.expr: parameter.value}
+    bindings: Mapping[Expr, Element] = (
+        {} if parameter is None else {parameter.expr: parameter.value}
+    )
     one = mine.study(case, "free", NONE, bindings)
     two = yours.study(theirs, "free", NONE, bindings)
     near = parameter is not None and parameter.near
@@ -170,14 +172,14 @@ def _pair(
             variations[0] - variations[1])  # fmt: skip
         return Pair(case, False, False, False, Printer.of(mine, case).state(difference))
     if not _positive(mine, factor * turn):
-        return Pair(case, False, False, False, f"{mine.scalars.text(factor * turn)} times the other")
+        return Pair(
+            case, False, False, False, f"{mine.scalars.text(factor * turn)} times the other"
+        )
     shown, equal, values = _weights(mine, yours, case, theirs, bindings, (factor, turn, orders[0]))
     return Pair(case, True, equal, values, "", *shown)
 
 
-def _leading(
-    analysis: Analysis, study: Study, state: State, near: bool
-) -> tuple[int, State]:
+def _leading(analysis: Analysis, study: Study, state: State, near: bool) -> tuple[int, State]:
     """The state, or the first coefficient of its expansion that is not zero."""
     if not near:
         return 0, state

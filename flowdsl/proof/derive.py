@@ -301,9 +301,7 @@ class _Deriver:
         network = self._network(there)
         return [(slopes[0], landing), (slopes[1], network)]
 
-    def _sum(
-        self, terms: list[tuple[Element, Expr]], write: Callable[[Element], Expr]
-    ) -> Expr:
+    def _sum(self, terms: list[tuple[Element, Expr]], write: Callable[[Element], Expr]) -> Expr:
         """c1 e1 + c2 e2 + … with signs drawn into the sums."""
         total: Expr | None = None
         for c, expr in terms:

@@ -8,6 +8,8 @@ separate zero test. Transcendental functions enter as further generators, with o
 so that the Pythagorean relation holds by construction, and one per root, with w^2 reduced on sight.
 *Small* generators (a step e in a derivative, a distance to a border) are never inside a function: there the
 function's Taylor polynomial stands instead, exact up to `ORDER`.
+
+Plain integers never meet an element in a sum: sympy answers `0 - 1` of the field by an integer.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ class Scalars:
     # generators
 
     def symbol(self, name: str) -> Element:
+        if name not in self._index:
+            raise Undecided(f"`{name}` is no scalar of this objective's mathematics")
         return self.field.gens[self._index[name]]
 
     def index(self, name: str) -> int:
@@ -195,15 +199,15 @@ class Scalars:
         own = self.field.gens[w]
         match definition.function:
             case "tan_half":
-                return (1 + own**2) / 2
+                return (self.one + own**2) / 2
             case "sqrt":
-                return 1 / (2 * own)
+                return self.one / (own + own)
             case "exp":
                 return own
             case "log":
-                return 1 / definition.argument
+                return self.one / definition.argument
             case "atan":
-                return 1 / (1 + definition.argument**2)
+                return self.one / (self.one + definition.argument**2)
         raise Undecided(f"the derivative of {definition.name} is not known")
 
     def valuation(self, x: Element, index: int) -> int:
@@ -305,20 +309,21 @@ class Scalars:
             total = self.tan_half(parts[0])
             for part in parts[1:]:
                 other = self.tan_half(part)
-                total = self.divide(total + other, 1 - total * other)
+                total = self.divide(total + other, self.one - total * other)
             return total
         factor = self.rational(self.field(x.numer.LC)) if x.denom == 1 else None
         if factor is not None and factor.denominator == 1 and factor != 1:
             unit = self.tan_half(x / self.number(abs(factor)) * (1 if factor > 0 else -1))
             total = unit
             for _ in range(abs(factor.numerator) - 1):
-                total = self.divide(total + unit, 1 - total * unit)
+                total = self.divide(total + unit, self.one - total * unit)
             return total if factor > 0 else -total
         return self._define("tan_half", x, x, f"tan({self.text(x)} / 2)")
 
     def _circle(self, base: Element) -> tuple[Element, Element]:
         p = self.tan_half(base)
-        return (1 - p**2) / (1 + p**2), 2 * p / (1 + p**2)
+        below = self.one + p**2
+        return (self.one - p**2) / below, (p + p) / below
 
     def cos(self, x: Element) -> Element:
         def slopes(base: Element) -> list[Element]:

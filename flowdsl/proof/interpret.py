@@ -52,7 +52,6 @@ class Context:
     bindings: Mapping[Expr, Element] = field(default_factory=dict)
     notes: set[str] = field(default_factory=set)
 
-
     @property
     def constants(self) -> dict[int, Element]:
         """The values of the constants that are symbols here, by generator."""
@@ -161,7 +160,9 @@ class Reader:
                 except Pole:
                     raise Undecided("a division by zero", expr.span) from None
             case "clip":
-                self.context.notes.add("clip is taken as the identity: it must not bind at the truth")
+                self.context.notes.add(
+                    "clip is taken as the identity: it must not bind at the truth"
+                )
                 return self.state(args[0], live)
             case "select":
                 raise Undecided("a selection that the case does not decide", expr.span)
@@ -291,7 +292,7 @@ class Reader:
                     return scalars.atan(self.scalar(args[0]))
                 case "sigmoid" if not self._in_curriculum(expr):
                     e = scalars.exp(self.scalar(args[0]))
-                    return scalars.divide(e, 1 + e)
+                    return scalars.divide(e, scalars.one + e)
         except Pole:
             raise Undecided(f"{op} is evaluated where it has no value", expr.span) from None
         return self._opaque(expr)

@@ -172,9 +172,7 @@ def small_quantities(
     """What may be small in a case, and the binding that makes it the generator of expansions."""
     scalars = analysis.scalars
     step = scalars.generator(analysis.small)
-    used = {
-        node for e in (case.prediction, case.target) if e is not None for node in walk(e)
-    }
+    used = {node for e in (case.prediction, case.target) if e is not None for node in walk(e)}
     for name, expr in analysis.curricula.all.items():
         if expr in used:
             end = Fraction(analysis.curricula.profile(expr).end).limit_denominator(1000)
@@ -216,7 +214,14 @@ def _expand(
     other = _leading(analysis, analysis.study(case, kind="hat", bindings=bindings), order - 1)
     if other is None:
         return None
-    return Finding("order", study, -(sorted_parts.mean + sorted_parts.higher), order, name, expanded=sorted_parts)
+    return Finding(
+        "order",
+        study,
+        -(sorted_parts.mean + sorted_parts.higher),
+        order,
+        name,
+        expanded=sorted_parts,
+    )
 
 
 def _leading(analysis: Analysis, study: Study, highest: int = HIGHEST) -> tuple[int, Parts] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis
     from flowdsl.proof.cases import Case
 
+
 class Singular(Undecided):
     """The guidance does not determine the flow: its fixed point divides by zero."""
 
@@ -56,7 +57,9 @@ class Guidance:
         if self.singular and not self._busy:
             raise Undecided(self.singular)
         region = _region(analysis, case)
-        fitting = [r for c, other, r in self.found if c == conditions and _compatible(region, other)]
+        fitting = [
+            r for c, other, r in self.found if c == conditions and _compatible(region, other)
+        ]
         # where one kind of row is guided and another is not, no flow fits both: show the guided one
         return next((r for r in fitting if r != own), fitting[0] if fitting else own)
 
@@ -116,7 +119,9 @@ def _equation(
         here = PathVelocity(row.base.path, row.base.time, row.base.data, row.base.noise)
         if not any(node == here for node in walk(along)):
             return None
-        value = reader.state(along, False) - context.calculus.velocity(("flow", conditions), x, time)
+        value = reader.state(along, False) - context.calculus.velocity(
+            ("flow", conditions), x, time
+        )
     else:
         assert case.target is not None
         value = reader.state(case.prediction, False) - reader.state(case.target, False)
@@ -126,20 +131,20 @@ def _equation(
 
 def _solve(context: Context, equation: State, conditions: Conditions) -> Relation | None:
     """V = Σ c_k v_k from an equation between velocities at one place, or None."""
-    x = context.calculus.symbol(X)
     own: Element = context.scalars.zero
     others: Relation = {}
+    places = set()
     for atom, c in equation.terms.items():
-        plain = isinstance(atom, VelocityAtom) and atom.point == x and not atom.order
-        if not plain or not isinstance(atom, VelocityAtom) or atom.directions:
+        if not isinstance(atom, VelocityAtom) or atom.order or atom.directions:
             return None
+        places.add((atom.point, atom.time))
         kind, whose = atom.field
         if kind == "data" and whose == conditions:
             own = c
-        elif kind == "flow":
-            others[whose] = c
-        else:
-            return None
+        else:  # the data's velocity under other conditions is taken to be unguided
+            others[whose] = others.get(whose, context.scalars.zero) + c
+    if len(places) != 1:
+        return None
     scalars = context.scalars
     if not own or scalars.vanishes_at(own, context.constants):
         return None

@@ -49,7 +49,9 @@ def regress(
     value = reader.state(case.prediction, False) - reader.state(case.target, False)
     sorted_parts = parts(value, NOISES)
     if sorted_parts.inside:
-        raise Undecided("the network is evaluated at a state that depends on the conditional velocity")
+        raise Undecided(
+            "the network is evaluated at a state that depends on the conditional velocity"
+        )
     own, p, q = scalars.zero, scalars.zero, scalars.zero
     for atom, c in sorted_parts.mean.terms.items():
         here = isinstance(atom, FunctionAtom | VelocityAtom) and atom.point == x
@@ -63,7 +65,5 @@ def regress(
             raise Undecided("the target is no combination of state, velocity and network")
     if not own:
         raise Undecided("the term does not constrain the network")
-    index = next(
-        (i for i in scalars.generators_in(time) if scalars.generator(i) == time), None
-    )
+    index = next((i for i in scalars.generators_in(time) if scalars.generator(i) == time), None)
     return Regression(time, index, scalars.divide(-p, own), scalars.divide(-q, own))

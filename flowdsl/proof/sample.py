@@ -101,7 +101,9 @@ class Row:
     def state(self, reader: Reader, node: PathState) -> State:
         if node == self.base:
             return self.context.calculus.symbol(X)
-        return self._combine(reader, node, self._weights(node.path, reader.scalar(node.time), False))
+        return self._combine(
+            reader, node, self._weights(node.path, reader.scalar(node.time), False)
+        )
 
     def velocity(self, reader: Reader, node: PathVelocity) -> State:
         base = self.base
@@ -144,22 +146,24 @@ def live_calls(objective: Objective, expr: Expr) -> list[Evaluate]:
     return list(found)
 
 
+def learning_calls(objective: Objective, prediction: Expr, target: Expr | None) -> list[Evaluate]:
+    """Where a term teaches: in its prediction, the outermost call first, then in its target."""
+    calls = live_calls(objective, prediction)[::-1]
+    return calls + (live_calls(objective, target)[::-1] if target is not None else [])
+
+
 def base_state(objective: Objective, prediction: Expr, target: Expr | None) -> PathState:
     """The path state that the learning network sees: the row is conditioned on it."""
-    calls = live_calls(objective, prediction)
-    if target is not None:
-        calls += live_calls(objective, target)
-    places: list[Expr] = [arg for call in calls for arg in call.args]
-    for expr in [*places, *calls, prediction, *([target] if target is not None else [])]:
-        if isinstance(expr, PathState):
-            return expr
+    calls = learning_calls(objective, prediction, target)
+    for arg in [arg for call in calls for arg in call.args]:
+        if isinstance(arg, PathState):
+            return arg
+        if isinstance(arg, Given) and arg.name in ("data", "noise"):
+            return end_state(objective, arg.name)
     for expr in [*calls, prediction, *([target] if target is not None else [])]:
         for node in walk(expr):
             if isinstance(node, PathState | PathVelocity):
                 return PathState(node.path, node.time, node.data, node.noise, span=node.span)
-    for expr in places:
-        if isinstance(expr, Given) and expr.name in ("data", "noise"):
-            return end_state(objective, expr.name)
     raise Undecided("no network here sees a state of the path", prediction.span)
 
 

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Conditions, Reader
+from flowdsl.proof.notation import Notation
 from flowdsl.proof.sample import X, live_calls
 from flowdsl.proof.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
-from flowdsl.spec.core import Apply, Draw, Evaluate, Expr, Kind, PathState, walk
+from flowdsl.spec.core import (
+    Apply,
+    Constant,
+    Draw,
+    Evaluate,
+    Expr,
+    Kind,
+    Number,
+    PathState,
+    walk,
+)
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis, Study
@@ -53,25 +64,18 @@ class Printer:
         return f"{base.path}({self.expression(base.time)})"
 
     def expression(self, expr: Expr) -> str:
-        """A scalar core expression: by its name in the spec, else through the calculus."""
-        named = self._names.get(expr)
-        if named is not None:
-            return named
-        try:
-            return self.scalar(Reader(self.analysis.context(), _Silent()).scalar(expr))
-        except _UNSURE:
-            return expr.span.text if expr.span is not None else "…"
+        """A scalar core expression as the spec would write it."""
+        return Notation(self._names).text(expr)
 
     @cached_property
     def _names(self) -> dict[Expr, str]:
-        """Names of the spec for times that are computed from others."""
+        """Names of the spec for numbers that are computed from others."""
         objective = self.analysis.objective
         return {
             self.case.reduce(expr): name
             for name, expr in objective.definitions.items()
-            if isinstance(expr, Apply)
-            and expr.op in ("add", "sub", "mul", "div")
-            and objective.kind(expr) in (Kind.TIME, Kind.SCALAR)
+            if isinstance(expr, Apply) and objective.kind(expr) in (Kind.TIME, Kind.SCALAR)
+            if not isinstance(self.case.reduce(expr), Number | Draw | Constant)
         }
 
     def conditions(self, conditions: Conditions) -> str:
@@ -238,11 +242,6 @@ class Printer:
         if isinstance(expr, PathState) and expr == self.analysis.base(self.case):
             return self.state_name
         return expr.span.text if expr.span is not None else "…"
-
-
-class _Silent:
-    def value(self, call: object) -> State:
-        raise Undecided("a network inside a time")
 
 
 def _hat(name: str, whose: Field) -> str:

@@ -287,7 +287,12 @@ class Networks:
         network = self.context.objective.networks[owner]
         kinds = [kind for _, kind in network.arguments]
         if kinds in ([Kind.STATE, Kind.TIME], [Kind.STATE, Kind.SCALAR]):
-            return self.marginal(call.conditions, call.point, call.times[0])
+            if network.frozen or not self.maps:
+                return self.marginal(call.conditions, call.point, call.times[0])
+            # a critic of generated samples: these have the law that the flow carries
+            return self.context.calculus.velocity(
+                ("flow", call.conditions), call.point, call.times[0]
+            )
         raise Undecided(f"it is not known what {owner} computes at the truth", call.node.span)
 
     def landing(self, conditions: Conditions, point: State, start: Element, end: Element) -> State:
