@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +19,13 @@ from safetensors.torch import load_file
 from torch import nn
 from training_support import BoundMeanFlow, MeanFlow, TinyNet, network_signature, tiny_dataset
 
-from flowdsl.diagnostics import DiagnosticError
+import flowdsl
+from flowdsl.diagnostics import DiagnosticError, fail
 from flowdsl.runtime import loading, runs
 from flowdsl.runtime.contract import ObjectiveSignature
 from flowdsl.runtime.data import load_dataset
 from flowdsl.runtime.dataset import Dataset
-from flowdsl.runtime.training import checkpoints
+from flowdsl.runtime.training import checkpoints, trainer
 from flowdsl.runtime.training.averages import EvaluationAverage, ramped_decay
 from flowdsl.runtime.training.checkpoints import checkpoint_steps, load_checkpoint
 from flowdsl.runtime.training.config import OptimizerConfig, TrainConfig
@@ -192,6 +194,26 @@ def test_training_leaves_torchs_generator_alone(tmp_path):
     train(MeanFlow(slow=True), networks, tiny_dataset(), make_config(QUICK),
           run_dir=tmp_path / "run", progress=False)  # fmt: skip
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_picture_that_fails_does_not_end_the_run(tmp_path, whole, monkeypatch, capsys):
+    class Blind(MeanFlow):
+        def jump(self, *arguments, **conditions):
+            raise fail("sample", "this map cannot be used")
+
+    for name, loss in (("blind", Blind(slow=True)), ("disk", MeanFlow(slow=True))):
+        if name == "disk":
+            monkeypatch.setattr(trainer, "save_picture", full_disk)
+        train(loss, {"u": tiny_net()}, tiny_dataset(), make_config([*QUICK, "sample_every=10"]),
+              run_dir=tmp_path / name)  # fmt: skip
+        assert_same_end(tmp_path / name, whole)
+    said = capsys.readouterr().err
+    assert said.count("no pictures: this map cannot be used") == 1
+    assert said.count("the picture was not written: [Errno 28] No space left on device") == 3
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_pictures_do_not_disturb_the_run(tmp_path, whole):
@@ -472,9 +494,9 @@ def test_gradients_are_clipped_and_their_norm_is_logged(tmp_path):
     norm = torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
     train(loss, net, dataset, config, run_dir=tmp_path / "run", progress=False)
     (line,) = log_of(tmp_path / "run")
-    assert line["loss"] == pytest.approx(float(value), rel=1e-6)
+    assert line["loss"] == pytest.approx(float(value.detach()), rel=1e-6)
     assert line["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)
-    assert line["terms.target"] == pytest.approx(float(value), rel=1e-6)
+    assert line["terms.target"] == pytest.approx(float(value.detach()), rel=1e-6)
     rate = line["learning_rate"]
     for (name, before), after, reference_one in zip(
         tiny_net().named_parameters(), net.parameters(), reference.parameters(), strict=True
@@ -761,7 +783,7 @@ def test_output_that_is_no_terminal_gets_plain_lines(tmp_path, capsys):
     assert "step  5/24  loss " in said
     assert "steps/s" in said
     assert " left" in said
-    assert f"done, 0 s of training: {tmp_path / 'run'}" in said.replace("\n", "")
+    assert f" of training: {tmp_path / 'run'}" in said.replace("\n", "")
     assert "\x1b" not in said
 
 
@@ -883,10 +905,16 @@ def test_resuming_a_run_needs_only_its_folder(digits_run, tmp_path):
     last = runs.resume_run(first.path, compiled, build=build, progress=False)
     assert last.finished
     assert log_of(first.path) == log_of(digits_run)
-    assert runs.recompiled_differently(first.path, MeanFlow()) is None
-    other = MeanFlow()
-    other.source = "# newer\n"
-    assert "other code" in runs.recompiled_differently(first.path, other).message
+
+
+def test_a_loss_that_compiles_differently_is_told_when_resuming(tmp_path, capsys):
+    start(tmp_path / "run", words=["steps=2"])
+    newer = MeanFlow(slow=True)
+    resume(tmp_path / "run", newer, {"u": tiny_net()}, tiny_dataset())
+    assert "warning" not in capsys.readouterr().err
+    newer.source = "# newer\n"
+    resume(tmp_path / "run", newer, {"u": tiny_net()}, tiny_dataset())
+    assert "compiles to other code" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_starting_from_another_run(digits_run, tmp_path):
@@ -904,21 +932,51 @@ def test_starting_from_another_run(digits_run, tmp_path):
         loading.start_from(nets(), Game(), {})
 
 
-def test_the_bundled_network_trains_and_samples(tmp_path):
-    """The real transformer on the real digits, as the command line does it."""
-    config = make_config(["steps=30", "batch=32", "patch=4", "log_every=10", "sample_steps=1,2",
-                          "optimizer.warmup=5", "tensorboard=no"])  # fmt: skip
-    result = runs.train_run(MeanFlow(kappa=0.5), config, SPEC, run_dir=tmp_path / "run",
-                            progress=False)  # fmt: skip
-    assert result.finished
-    lines = log_of(tmp_path / "run")
-    assert lines[-1]["skipped"] == 0
-    assert (tmp_path / "run" / "samples" / "step-00000030.png").stat().st_size > 1000
-    run = loading.load_run(tmp_path / "run", compiled)
-    assert RunDirectory(tmp_path / "run").record().networks["u"]["patch"] == 4
-    found = runs.sample_run(tmp_path / "run", compiled).states[1]
-    assert found.shape == (10, 8, 1, 8, 8)
-    # after thirty steps there are no digits, but the average brightness is right
+def compile_text(spec: SavedSpec):
+    return flowdsl.loads(spec.text).compile(constants=spec.constants)
+
+
+SMALL = ("steps=3", "batch=8", "patch=8", "log_every=1", "checkpoint_every=2", "sample_steps=1,2",
+         "optimizer.warmup=2", "tensorboard=no", "patience=1")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", flowdsl.shipped())
+def test_every_shipped_objective_trains_resumes_and_samples(tmp_path, name):
+    """The compiled loss, the bundled transformer and the digits, as the command line does it."""
+    objective = flowdsl.load(name)
+    loss, spec = objective.compile(), SavedSpec(objective.text(), {})
+    config = make_config(SMALL)
+    if any(network.frozen for network in loss.signature.networks):
+        with pytest.raises(DiagnosticError, match="needs weights to start with"):
+            runs.train_run(loss, config, spec, run_dir=tmp_path / "run", progress=False)
+        return
+    whole = runs.train_run(loss, config, spec, run_dir=tmp_path / "whole", progress=False)
+    assert whole.finished
+    assert all(v == v for line in log_of(whole.path) for v in line.values())
+    shutil.copytree(whole.path, tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "step-00000003")
+    runs.resume_run(tmp_path / "part", compile_text, progress=False)
+    assert log_of(tmp_path / "part") == log_of(whole.path)
+    a, b = (load_checkpoint(tmp_path / n / "checkpoints") for n in ("whole", "part"))
+    for file, tensors in a.tensors.items():
+        assert all(torch.equal(v, b.tensors[file][k]) for k, v in tensors.items())
+    states = runs.sample_run(whole.path, compile_text).states
+    assert states[2].shape == (10, 8, 1, 8, 8)
+    assert bool(states[2].isfinite().all())
+
+
+def test_meanflow_learns_the_brightness_of_digits_in_seconds(tmp_path):
+    objective = flowdsl.load("meanflow")
+    config = make_config(["steps=40", "batch=32", "patch=4", "log_every=10", "sample_every=0",
+                          "sample_steps=1", "optimizer.warmup=5"])  # fmt: skip
+    spec = SavedSpec(objective.text(), {})
+    path = runs.train_run(objective.compile(), config, spec, run_dir=tmp_path / "run",
+                          progress=False).path  # fmt: skip
+    assert RunDirectory(path).record().networks["u"]["patch"] == 4
+    assert (path / "samples" / "step-00000040.png").stat().st_size > 1000
+    found = runs.sample_run(path, compile_text).states[1].flatten(0, 1)
     data = load_dataset("digits").train.first(500).data
-    assert abs(float(found.mean()) - float(data.mean())) < 0.2
-    assert run.record.config.size == "nano"
+    # no digits yet, but the borders are black and the middle is not, as in the data
+    truth, learned = data.mean(0).flatten(), found.mean(0).flatten()
+    likeness = torch.corrcoef(torch.stack([truth, learned]))[0, 1]
+    assert float(likeness) > 0.6

@@ -132,7 +132,7 @@ def start_from(networks: Networks, loss: CompiledLoss, sources: Mapping[str, Pat
                 "train",
                 f"{network.name} does not learn, so it needs weights to start with",
                 facts=(("spec", network.line),),
-                hint=f"the run that trained it: --from {network.name}=runs/…",
+                hint=f"the run that trained it: --start {network.name}=runs/…",
             )
 
 

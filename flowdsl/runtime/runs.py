@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flowdsl.diagnostics import Diagnostic, fail
+from flowdsl.diagnostics import fail
 from flowdsl.runtime.data import load_dataset
 from flowdsl.runtime.dataset import DataCard
 from flowdsl.runtime.evaluation import Evaluation, EvaluationOptions, evaluate
@@ -26,7 +26,12 @@ from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, show
 from flowdsl.runtime.protocols import CompiledLoss
 from flowdsl.runtime.sampling import SampleOptions
 from flowdsl.runtime.training.config import TrainConfig
-from flowdsl.runtime.training.directory import RunDirectory, SavedSpec, fresh_directory, write_text
+from flowdsl.runtime.training.directory import (
+    RunDirectory,
+    SavedSpec,
+    fresh_directory,
+    write_text,
+)
 from flowdsl.runtime.training.trainer import RunResult, resume, train
 from flowdsl.runtime.truth import exact_flow
 
@@ -67,18 +72,6 @@ def resume_run(
     dataset = load_dataset(record.config.data, record.config.resolution)
     networks = build(loss, record.data, record.config)
     return resume(run_dir, loss, networks, dataset, progress=progress)
-
-
-def recompiled_differently(run_dir: Path, loss: CompiledLoss) -> Diagnostic | None:
-    """A warning when the compiler now emits other code than the run was trained with, else None."""
-    if RunDirectory(run_dir).source() == loss.source:
-        return None
-    return Diagnostic(
-        "run",
-        f"the loss of {run_dir} compiles to other code than when the run began",
-        hint="its loss.py holds what it was trained with",
-        severity="warning",
-    )
 
 
 @dataclass(frozen=True)

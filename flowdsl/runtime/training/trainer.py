@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from flowdsl.diagnostics import DiagnosticError, fail
@@ -90,6 +91,11 @@ def resume(
     device = choose_device(config.device)
     state = TrainState(loss, networks, config, players, device)
     state.restore(load_checkpoint(directory.checkpoints), load_frozen(directory))
+    if directory.source() != loss.source:
+        report.message(
+            f"warning: the loss now compiles to other code than when {run_dir} began; what it was "
+            "trained with so far is in its loss.py"
+        )
     return Trainer(loss, dataset, config, state, directory, device, report).run()
 
 
@@ -114,12 +120,13 @@ class Trainer:
             tensorboard_writer(directory.tensorboard, state.step) if config.tensorboard else None
         )
         self.mark = (state.step, state.seconds)  # of the last line of the log
+        self.pictures = True
 
     def run(self) -> RunResult:
         """Steps until the end, or until a signal asks to stop."""
         state, config, report = self.state, self.config, self.report
         report.start(self._title(), state.step, config.steps)
-        pictures = self._can_sample()
+        self.pictures = self._can_sample()
         try:
             with seeded_inside(self.device), stop_on_signal() as stop:
                 while state.step < config.steps and not stop.signal:
@@ -132,13 +139,13 @@ class Trainer:
                     # log, show, save
                     if self._due(config.log_every):
                         self._log()
-                    if pictures and self._due(config.sample_every):
-                        self._picture()
                     if self._due(config.checkpoint_every):
                         self._save()
-                if pictures and state.step == config.steps and not self._due(config.sample_every):
-                    self._picture()
+                    if self._due(config.sample_every):
+                        self._picture()
                 self._save()
+                if state.step == config.steps and not self._due(config.sample_every):
+                    self._picture()
                 return self._result(stop)
         except torch.OutOfMemoryError as error:
             raise fail("train", f"out of memory: {error}", hint="a smaller batch") from error
@@ -215,7 +222,20 @@ class Trainer:
         state.window = Window()
 
     def _picture(self) -> None:
-        """The run's picture at this step: averaged weights, the same noise every time."""
+        """The run's picture at this step. One that fails is told, and is not worth the run."""
+        if not self.pictures:
+            return
+        try:
+            image = self._samples()
+            save_picture(image, self.directory.samples / f"step-{self.state.step:08d}.png")
+        except DiagnosticError as error:
+            self.pictures = False
+            self.report.message(f"no pictures: {error.diagnostics[0].message}")
+        except OSError as error:
+            self.report.message(f"the picture was not written: {error}")
+
+    def _samples(self) -> Image.Image:
+        """Samples of the averaged weights, from the same noise every time."""
         card, config, state = self.dataset.card, self.config, self.state
         average = state.averages[0]
         plan = layout(card, labelled=shows_labels(self.loss, card))
@@ -234,13 +254,9 @@ class Trainer:
             self.dataset.held_out.first(POINTS).data if card.pixels.kind == "points" else None
         )
         title = f"{self.loss.signature.name} on {card.name}, step {state.step:,}"
-        image = sample_picture(
+        return sample_picture(
             blocks, card, plan, title=title, note=f"weights: {average.name}", backdrop=backdrop
         )
-        try:
-            save_picture(image, self.directory.samples / f"step-{state.step:08d}.png")
-        except OSError as error:  # a picture is not worth a run
-            self.report.message(f"step {state.step}: the picture was not written: {error}")
 
     def _save(self) -> None:
         save_checkpoint(self.directory.checkpoints, self.state.checkpoint(), self.config.keep)
