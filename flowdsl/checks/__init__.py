@@ -1,7 +1,7 @@
 """The checks of an objective, one file each, discovered from this folder.
 
-`check(objective)` answers every question about an objective and ends in a `Report`. The checks read the very trees
-that are compiled.
+`check(objective)` answers every question about an objective and ends in a `Report`. The checks read
+the very trees that are compiled.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def check(
 ) -> Report:
     """Judge an objective.
 
-    `only` names the checks to run (all of them by default). `time_limit` is in seconds and holds for each check,
-    which ends in *undecided* when it is over. `find` gives the objectives that claims refer to. Raises a
-    DiagnosticError for a check that does not exist.
+    `only` names the checks to run (all of them by default). `time_limit` is in seconds and holds
+    for each check, which ends in *undecided* when it is over. `find` gives the objectives that
+    claims refer to. Raises a DiagnosticError for a check that does not exist.
     """
     names = list(CHECKS) if only is None else list(only)
     for name in names:
         if name not in CHECKS:
-            raise fail("check", f"there is no check `{name}`",
-                       hint=did_you_mean(name, CHECKS) or "checks: " + ", ".join(CHECKS))  # fmt: skip
+            known = did_you_mean(name, CHECKS) or "checks: " + ", ".join(CHECKS)
+            raise fail("check", f"there is no check `{name}`", hint=known)
     clock = Clock(time_limit)
     analysis = Analysis(objective, tuple(IDENTITIES.values()), clock, find=find)
     verdicts: list[Verdict] = []
@@ -63,7 +63,8 @@ def check(
 
 
 def _run(check: Check, objective: Objective, analysis: Analysis, clock: Clock) -> list[Verdict]:
-    """One check within its time; the time that its verdicts do not account for goes to the first."""
+    """One check within its time; the time that its verdicts do not account for goes to the
+    first."""
     clock.start()
     begin = time.perf_counter()
     try:

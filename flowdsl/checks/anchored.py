@@ -133,12 +133,13 @@ CHECK = Check(
     NAME,
     4,
     "Is the flow of the data the only solution?",
-    """The exact flow of some other field is put into the map, while data and velocity stay. Some term must object: what
-it leaves over must force the other field to be the data's. Constant maps are tried too where the map's line does
-not exclude them.
+    """The exact flow of some other field is put into the map, while data and velocity stay. Some
+term must object: what it leaves over must force the other field to be the data's. Constant maps are
+tried too where the map's line does not exclude them.
 
     target  match d/ds[map(z, t, s)] to stop(F(map(z, t, s), s, s))         # and nothing else
 
-is unanchored: every flow satisfies it. A term that regresses F(z, t, t) on `velocity` ties it to the data.""",
+is unanchored: every flow satisfies it. A term that regresses F(z, t, t) on `velocity` ties it to
+the data.""",
     _run,
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 from flowdsl.checks.check import Check
 from flowdsl.checks.report import Verdict
@@ -126,13 +128,11 @@ def _text(analysis: Analysis, x: object, show: dict[str, str]) -> str:
     return text
 
 
-def kinds(analysis: Analysis) -> list:  # type: ignore[type-arg]
+def kinds(analysis: Analysis) -> list[Callable[[Expr], Expr]]:
     """How to reduce an expression to each kind of row; as it stands when there are no terms."""
     found: list[Case] = []
-    try:
+    with suppress(Undecided):
         found = list(analysis.all_cases())
-    except Undecided:
-        pass
     if not found:
 
         def same(expr: Expr) -> Expr:
@@ -146,8 +146,8 @@ CHECK = Check(
     NAME,
     1,
     "Does the map move nothing where its times are equal, and does the path end in the data?",
-    """The map A z + B N is read off its line: A(t, t) must be 1 and B(t, t) must be 0, so that every network, trained
-or not, satisfies φ(x, t, t) = x.
+    """The map A z + B N is read off its line: A(t, t) must be 1 and B(t, t) must be 0, so that
+every network, trained or not, satisfies φ(x, t, t) = x.
 
     map  z(t) -> z(r) = z - t * u(z, t, r)
 

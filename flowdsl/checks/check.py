@@ -21,7 +21,8 @@ Facts = frozenset[tuple[Expr, bool]]
 class Check:
     """One check: a question in a sentence, an explanation with an example, and the answer.
 
-    Each check is one file of this folder with a `CHECK`. `run` may raise `Undecided`, which becomes a verdict.
+    Each check is one file of this folder with a `CHECK`. `run` may raise `Undecided`, which becomes
+    a verdict.
     """
 
     name: str

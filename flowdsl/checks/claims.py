@@ -78,14 +78,14 @@ CHECK = Check(
     NAME,
     8,
     "Is each claim about another objective true, for every network?",
-    """The networks are functions about which nothing is known; both objectives are compared row by row: same state,
-times and conditions. `same value` compares the rows' losses. `same gradient` compares the directions of the rows'
-gradients: they must be multiples of each other by a positive weight, and the verdict says whether the weights agree
-too. `near` compares leading orders.
+    """The networks are functions about which nothing is known; both objectives are compared row by
+row: same state, times and conditions. `same value` compares the rows' losses. `same gradient`
+compares the directions of the rows' gradients: they must be multiples of each other by a positive
+weight, and the verdict says whether the weights agree too. `near` compares leading orders.
 
     claims  same gradient as meanflow near alpha == 0
 
-holds for AlphaFlow: its residual divided by alpha tends to MeanFlow's. Its weight alpha / (mse + c) reaches MeanFlow's
-1 / (mse + c) only for c = 0, which the verdict shows.""",
+holds for AlphaFlow: its residual divided by alpha tends to MeanFlow's. Its weight alpha / (mse +
+c) reaches MeanFlow's 1 / (mse + c) only for c = 0, which the verdict shows.""",
     _run,
 )

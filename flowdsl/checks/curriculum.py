@@ -71,7 +71,8 @@ def _at(analysis: Analysis, name: str, expr: Expr, place: str, value: float) -> 
         for case in analysis.all_cases()
         if _current(analysis, case, progress)
     ]
-    worst: Status = next((s for s in ("refuted", "undecided", "order") if s in outcomes), "proved")  # type: ignore[assignment]
+    ranked: tuple[Status, ...] = ("refuted", "undecided", "order")
+    worst: Status = next((s for s in ranked if s in outcomes), "proved")
     head = f"at the {place} ({name} = {value:g})"
     if worst == "proved":
         return Verdict(NAME, "proved", f"{head} every term satisfies the identity")
@@ -115,8 +116,9 @@ CHECK = Check(
     NAME,
     7,
     "Is each curriculum continuous and finite, and does its end satisfy the identity?",
-    """A curriculum is evaluated over the whole training, its jumps are located, and its values at the start and at the
-end are put into the terms. An objective may begin anywhere; it should end where its identity holds.
+    """A curriculum is evaluated over the whole training, its jumps are located, and its values at
+the start and at the end are put into the terms. An objective may begin anywhere; it should end
+where its identity holds.
 
     curriculum  warm = min(1, step / 10000)
 

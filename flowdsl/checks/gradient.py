@@ -20,8 +20,8 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     verdicts = _learners(objective)
     for term in objective.terms:
         begin = time.perf_counter()
-        found = [*_target(objective, term), *_fixed(objective, term), *_second_order(objective, term),
-                 *_weights(analysis, term)]  # fmt: skip
+        found = _target(objective, term) + _fixed(objective, term)
+        found += _second_order(objective, term) + _weights(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
                              seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
@@ -29,7 +29,8 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
 
 
 def _expressions(term: Term) -> list[Expr]:
-    """Everything of a term through which gradient may flow; the loss contains prediction and target."""
+    """Everything of a term through which gradient may flow; the loss contains prediction and
+    target."""
     return [term.loss]
 
 
@@ -43,8 +44,8 @@ def _learners(objective: Objective) -> list[Verdict]:
     verdicts = []
     for network in lost:
         message = f"{network.name} receives no gradient"
-        diagnostic = Diagnostic(NAME, message, network.span,
-                                hint="predict with it outside stop( ), or declare it frozen")  # fmt: skip
+        hint = "predict with it outside stop( ), or declare it frozen"
+        diagnostic = Diagnostic(NAME, message, network.span, hint=hint)
         verdicts.append(Verdict(NAME, "refuted", message, diagnostic=diagnostic))
     names = ", ".join(n.name for n in learning if n.name in reached)
     if names and not lost:
@@ -139,12 +140,13 @@ CHECK = Check(
     NAME,
     5,
     "Does every network that should learn receive gradient, and by no path that was not meant?",
-    """A network that learns must be evaluated somewhere outside stop( ). `frozen` and `ema` hold parameters fixed, not
-arguments:
+    """A network that learns must be evaluated somewhere outside stop( ). `frozen` and `ema` hold
+parameters fixed, not arguments:
 
     match d/ds[map(z, t, s)] to slow(map(z, t, s), s, s)
 
-sends gradient through the landing point into the network although `slow` is an average; the target was meant to be
-stop(slow(…)). A derivative outside stop( ) needs a second-order backward pass, which is said as a note.""",
+sends gradient through the landing point into the network although `slow` is an average; the target
+was meant to be stop(slow(…)). A derivative outside stop( ) needs a second-order backward pass,
+which is said as a note.""",
     _run,
 )

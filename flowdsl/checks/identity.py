@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from flowdsl.checks.check import Check, per_case
-from flowdsl.checks.report import Verdict
+from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
@@ -92,7 +92,8 @@ def _plus(left: str, right: str) -> str:
 
 
 def _order(finding: Finding, printer: Printer) -> Verdict:
-    assert finding.left is not None and finding.study is not None
+    assert finding.left is not None
+    assert finding.study is not None
     left = printer.left_over(finding.study, finding.left)
     if finding.expanded is not None and finding.expanded.higher:
         left = f"E {left}"
@@ -104,10 +105,11 @@ def _order(finding: Finding, printer: Printer) -> Verdict:
 
 
 def _wrong(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -> Verdict:
-    assert finding.left is not None and finding.study is not None
+    assert finding.left is not None
+    assert finding.study is not None
     assert case.target is not None
     left = printer.left_over(finding.study, finding.left)
-    status = "biased" if finding.outcome == "biased" else "refuted"
+    status: Status = "biased" if finding.outcome == "biased" else "refuted"
     facts = []
     if status == "biased":
         mean = parts(finding.study.context.series.at_zero(
@@ -141,8 +143,8 @@ def holds(analysis: Analysis, case: Case, names: frozenset[str]) -> bool:
 def used(analysis: Analysis, case: Case) -> tuple[tuple[str, ...], ...]:
     """The minimal sets of identities that prove a case, smallest first.
 
-    Found with the constants at their values, which is faster and cannot need fewer identities by accident: the
-    identities do not know the constants.
+    Found with the constants at their values, which is faster and cannot need fewer identities by
+    accident: the identities do not know the constants.
     """
     analysis = analysis.values
     switched = [n for n in SWITCHED if any(r.name == n for r in analysis.identities)]
@@ -170,12 +172,13 @@ CHECK = Check(
     NAME,
     2,
     "Is prediction - target zero when every network computes the truth?",
-    """The map is solved for its network with the exact flow in its place, the result is put into the term, and the
-identities of flow maps reduce it to a normal form. The conditional velocity is replaced by its mean. What remains
-must be zero.
+    """The map is solved for its network with the exact flow in its place, the result is put into
+the term, and the identities of flow maps reduce it to a normal form. The conditional velocity is
+replaced by its mean. What remains must be zero.
 
     target  match u(z, t, r) to stop(velocity + (t - r) * d/dt[u(z, t, r)])
 
-is refuted, because the Eulerian identity has a minus there; the left-over is 2 * (t - r) * d/dt[u(z, t, r)].""",
+is refuted, because the Eulerian identity has a minus there; the left-over is 2 * (t - r) *
+d/dt[u(z, t, r)].""",
     _run,
 )

@@ -20,8 +20,8 @@ FAILURES: frozenset[str] = frozenset({"biased", "refuted", "unanchored", "undeci
 class Verdict:
     """One answer: which check, on which term and which rows, what, and why.
 
-    `left_over` is what remains of an identity where it should be zero; `order` the order to which it holds;
-    `identities` the minimal sets of identities each of which suffices for the proof.
+    `left_over` is what remains of an identity where it should be zero; `order` the order to which
+    it holds; `identities` the minimal sets of identities each of which suffices for the proof.
     """
 
     check: str

@@ -75,7 +75,8 @@ def _moments(analysis: Analysis, case: Case) -> dict[Expr, Path]:
 
 
 def domain(objective: Objective, path: Path) -> tuple[Fraction, Fraction | None]:
-    """Where a path runs from one end to the other: [0, 1], [0, pi/2] rounded up, or without an end."""
+    """Where a path runs from one end to the other: [0, 1], [0, pi/2] rounded up, or without an
+    end."""
     ops = {n.op for n in walk(path.body) if isinstance(n, Apply)}
     if ops & {"sin", "cos", "tan"}:
         return Fraction(0), Fraction(1570797, 10**6)
@@ -231,9 +232,9 @@ CHECK = Check(
     NAME,
     6,
     "Do all times stay where the path is defined, in one order?",
-    """The supports of the laws and the orders they declare are linear inequalities; every time a path or a network is
-given must follow from them to lie between the path's ends. Evaluations on the diagonal, where a map gives 0 / 0 for
-its network, are named: the limit there is the velocity.
+    """The supports of the laws and the orders they declare are linear inequalities; every time a
+path or a network is given must follow from them to lie between the path's ends. Evaluations on the
+diagonal, where a map gives 0 / 0 for its network, are named: the limit there is the velocity.
 
     times  gap ~ uniform(0, 1); s ~ uniform(0, 1); t = s + gap
 

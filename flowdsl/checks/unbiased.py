@@ -98,12 +98,13 @@ CHECK = Check(
     NAME,
     3,
     "Is the expected gradient zero when every network computes the truth?",
-    """The conditional velocity is v + ξ with a random ξ of mean zero. Where ξ enters linearly it vanishes in the mean,
-unless gradient flows through what multiplies it: then a covariance survives and the solution is another one.
+    """The conditional velocity is v + ξ with a random ξ of mean zero. Where ξ enters linearly it
+vanishes in the mean, unless gradient flows through what multiplies it: then a covariance survives
+and the solution is another one.
 
     target  match u(z, t, r) to velocity - (t - r) * d/dt[u(z, t, r)]        # no stop
 
-is biased: (t - r)^2 E <J g[ξ], J u[ξ]> and its like are left over. A weight made of the sample's own error is a
-note, not an error: authors use it all the same.""",
+is biased: (t - r)^2 E <J g[ξ], J u[ξ]> and its like are left over. A weight made of the sample's
+own error is a note, not an error: authors use it all the same.""",
     _run,
 )

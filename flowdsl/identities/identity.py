@@ -1,7 +1,7 @@
 """What an identity is: a statement about flow maps that the calculus uses as a rule.
 
-Each identity is one file of this folder. It is checked when it is made: on an exact Gaussian flow its two sides
-must agree, so that a slip of the pen in a statement never becomes a rule.
+Each identity is one file of this folder. It is checked when it is made: on an exact Gaussian flow
+its two sides must agree, so that a slip of the pen in a statement never becomes a rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from flowdsl.proof.state import Calculus, MapAtom, State
 
 @dataclass(frozen=True)
 class GaussianFlow:
-    """The exact flow of the path (1 - t) data + t noise for data ~ N(mean, std^2), in one dimension.
+    """The exact flow of the path (1 - t) data + t noise for data ~ N(mean, std^2), in one
+    dimension.
 
     dx/dt = velocity(x, t) carries x from time t to time s: map(x, t, s).
     """
@@ -52,10 +53,10 @@ def _silent(calculus: Calculus, atom: MapAtom) -> None:
 class Identity:
     """An identity of flow maps.
 
-    `statement` is in the notation φ(x, t, s): the map from time t to time s. `residual(flow, x, t, s)` is the
-    difference of its sides on an exact flow. `map_rule` rewrites a map as it is made; `start_rule` and `end_rule`
-    give its derivative in the start and end time; all three answer None where the identity is silent. Raises
-    ValueError when the sides differ by more than 1e-8.
+    `statement` is in the notation φ(x, t, s): the map from time t to time s. `residual(flow, x, t,
+    s)` is the difference of its sides on an exact flow. `map_rule` rewrites a map as it is made;
+    `start_rule` and `end_rule` give its derivative in the start and end time; all three answer None
+    where the identity is silent. Raises ValueError when the sides differ by more than 1e-8.
     """
 
     name: str

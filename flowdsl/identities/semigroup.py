@@ -61,7 +61,7 @@ IDENTITY = Identity(
     name="semigroup",
     title="Semigroup",
     statement="φ(φ(x, t, s), s, r) = φ(x, t, r), and J φ by the chain rule",
-    source="uniqueness of solutions; Frans et al. 2024, One step diffusion via shortcut models, eq. 3",
+    source="uniqueness of solutions; Frans et al. 2024, One Step Diffusion via Shortcut Models",
     acts="a map applied where another one lands, at the time it lands, is one map",
     residual=lambda flow, x, t, s: (
         flow.map(flow.map(x, t, s), s, 0.5 * s) - flow.map(x, t, 0.5 * s)

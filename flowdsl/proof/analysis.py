@@ -1,4 +1,5 @@
-"""One objective under the calculus: its cases, the truth of each, and what is left of each term there.
+"""One objective under the calculus: its cases, the truth of each, and what is left of each term
+there.
 
 Everything is computed on demand and kept, so that the checks share it.
 """
@@ -31,8 +32,8 @@ from flowdsl.spec.objective import Objective, Term
 class Study:
     """A term of one case with every network in its place.
 
-    `prediction` and `target` still carry η; `residual` is their difference where η is 0, `variation` what the
-    difference does when the networks move, per unit of η.
+    `prediction` and `target` still carry η; `residual` is their difference where η is 0,
+    `variation` what the difference does when the networks move, per unit of η.
     """
 
     row: Row
@@ -56,8 +57,8 @@ class Study:
 class Analysis:
     """The objective with its identities, and every study made of it.
 
-    `symbolic` keeps constants as symbols, so that a proof holds for all of their values; else they have the
-    values of the spec.
+    `symbolic` keeps constants as symbols, so that a proof holds for all of their values; else they
+    have the values of the spec.
     """
 
     objective: Objective
@@ -81,7 +82,8 @@ class Analysis:
 
     @cached_property
     def scalars(self) -> Scalars:
-        """The field of this objective: the scalars that its mathematics contains, in a fixed order."""
+        """The field of this objective: the scalars that its mathematics contains, in a fixed
+        order."""
         names, functions = scalars_of(self.objective, self.symbolic)
         return Scalars([*names, "_0", "_1"], spare=functions + 2)
 
@@ -105,7 +107,8 @@ class Analysis:
         return Guidance()
 
     def share_with(self, other: Analysis) -> None:
-        """Make the states of two objectives comparable: one field, one calculus, one small quantity.
+        """Make the states of two objectives comparable: one field, one calculus, one small
+        quantity.
 
         To be called before either has been used.
         """
@@ -204,7 +207,11 @@ class Analysis:
                     raise
                 continue
             maps.setdefault(shape.call.network, MapNetwork(context, shape))
-        networks = Networks(context, kind, maps, lambda c, p, t: self._marginal(case, context, c, p, t),
+
+        def marginal(conditions: Conditions, point: State, time: Element) -> State:
+            return self._marginal(case, context, conditions, point, time)
+
+        networks = Networks(context, kind, maps, marginal,
                             aliases=self.aliases)  # fmt: skip
         if not maps and kind != "free":
             networks.regression.update(self._regressed(case, context, networks))

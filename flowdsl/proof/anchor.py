@@ -1,8 +1,10 @@
-"""Is the data's flow the only solution? Put the exact flow of any other field in its place and see what is left.
+"""Is the data's flow the only solution? Put the exact flow of any other field in its place and see
+what is left.
 
-With hats for the other flow, a term leaves over an equation between velocities. Where it is an invertible factor
-times v^ - v (a scalar, or the Jacobian of a flow), the other flow must be the data's. Conditions are dealt with one
-after the other: a guided row ties its own field to the fields it is guided by.
+With hats for the other flow, a term leaves over an equation between velocities. Where it is an
+invertible factor times v^ - v (a scalar, or the Jacobian of a flow), the other flow must be the
+data's. Conditions are dealt with one after the other: a guided row ties its own field to the fields
+it is guided by.
 """
 
 from __future__ import annotations

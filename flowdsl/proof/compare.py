@@ -1,12 +1,13 @@
 """Two objectives side by side, for every network: are their rows' gradients the same?
 
-The networks are functions about which nothing is known, so what is found holds from the first training step to the
-last. Rows are compared as drawn: the same state, times and conditions; how often each kind of row is drawn is not
-compared. The gradient of a row's loss is
+The networks are functions about which nothing is known, so what is found holds from the first
+training step to the last. Rows are compared as drawn: the same state, times and conditions; how
+often each kind of row is drawn is not compared. The gradient of a row's loss is
 
     slope * 2 <variation, residual>,
 
-and two are the same up to a positive weight when residuals and variations are multiples of each other.
+and two are the same up to a positive weight when residuals and variations are multiples of each
+other.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ HIGHEST = 3
 class Pair:
     """One kind of row of one objective beside the same kind of the other.
 
-    `same` says that the gradients are positive multiples of each other, `weights` that they are equal, `values` that
-    the losses are. `left` is what the residuals differ by, in text.
+    `same` says that the gradients are positive multiples of each other, `weights` that they are
+    equal, `values` that the losses are. `left` is what the residuals differ by, in text.
     """
 
     case: Case
@@ -192,7 +193,8 @@ def _leading(analysis: Analysis, study: Study, state: State, near: bool) -> tupl
 
 
 def _positive(analysis: Analysis, x: Element) -> bool:
-    """Is a factor positive? Known for numbers; for others, at a few values of the symbols in (0, 1)."""
+    """Is a factor positive? Known for numbers; for others, at a few values of the symbols in (0,
+    1)."""
     exact = analysis.scalars.rational(x)
     if exact is not None:
         return exact > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.numbers import evaluate
@@ -59,7 +60,8 @@ class Curricula:
         self._conditions: dict[Expr, tuple[bool, ...]] = {}
 
     def value(self, expr: Expr, progress: float) -> float:
-        """A step-level expression at a share of training. Raises `Undecided` for batch statistics."""
+        """A step-level expression at a share of training. Raises `Undecided` for batch
+        statistics."""
         moment = {"progress": progress, "step": progress * STEPS, "steps": STEPS}
         return float(evaluate(expr, {**self._constants, **moment}))
 
@@ -73,7 +75,7 @@ class Curricula:
 
     def _jumps(self, expr: Expr, values: tuple[float, ...]) -> tuple[Jump, ...]:
         scale = max(values) - min(values)
-        steps = [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
+        steps = [abs(b - a) for a, b in pairwise(values)]
         found = []
         for k, step in enumerate(steps):
             around = max(steps[max(0, k - 1)] if k else 0.0, *steps[k + 1 : k + 2], 0.0)

@@ -1,11 +1,12 @@
 """The target, derived: differentiate the map, use what the flow does, and solve for the network.
 
-With the map φ = A z + B N and the start time moving along the flow, the landing point stays, d/dt[φ] = 0, so
+With the map φ = A z + B N and the start time moving along the flow, the landing point stays,
+d/dt[φ] = 0, so
 
     N = -(A' z + A w + B d/dt[N]) / B',
 
-and with the end time moving, d/ds[φ] = v(φ, s), so N = (v(φ, s) - A' z - B d/ds[N]) / B'. Here ' is the derivative
-in the time that moves, and w the direction along which the state moves.
+and with the end time moving, d/ds[φ] = v(φ, s), so N = (v(φ, s) - A' z - B d/ds[N]) / B'. Here ' is
+the derivative in the time that moves, and w the direction along which the state moves.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Step:
 class Derivation:
     """The target that map and moving time imply: `prediction` is to equal `target`.
 
-    `identity` is the identity used. The core expressions are those of the objective, so they can be compiled.
+    `identity` is the identity used. The core expressions are those of the objective, so they can be
+    compiled.
     """
 
     identity: str
@@ -108,7 +110,8 @@ class Derivation:
 def derive(
     objective: Objective, case: Case | None = None, analysis: Analysis | None = None
 ) -> Derivation:
-    """Derive the target of an objective from its map and `differentiate`; `case` fixes the kind of row.
+    """Derive the target of an objective from its map and `differentiate`; `case` fixes the kind of
+    row.
 
     Raises `Undecided` where the map is not linear in one network, or nothing says which time moves.
     """

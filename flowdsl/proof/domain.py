@@ -218,7 +218,8 @@ def _combine(op: str, left: Affine, right: Affine) -> Affine | None:
 
 
 def _arithmetic(op: str, parts: list[tuple[float, float]]) -> tuple[float, float]:
-    """Interval arithmetic for laws that are computed from laws, such as `atan(log_normal(…) / sd)`."""
+    """Interval arithmetic for laws that are computed from laws, such as `atan(log_normal(…) /
+    sd)`."""
     monotone = {"atan": math.atan, "tanh": math.tanh}
     match op, parts:
         case "neg", [(a, b)]:

@@ -1,8 +1,9 @@
 """Differentiation, values at zero, Laurent series and expectation of states.
 
-Everything is a derivative in one *small* generator e of the field: to differentiate a network along a tangent, put
-its arguments at `P + e dP`, `t + e dt` and take the coefficient of e. The same series gives the value on a border,
-where a division 0 / 0 stands, and the leading order of a residual in a curriculum's parameter.
+Everything is a derivative in one *small* generator e of the field: to differentiate a network along
+a tangent, put its arguments at `P + e dP`, `t + e dt` and take the coefficient of e. The same
+series gives the value on a border, where a division 0 / 0 stands, and the leading order of a
+residual in a curriculum's parameter.
 """
 
 from __future__ import annotations
@@ -214,8 +215,9 @@ def degree(atom: Atom, noises: frozenset[str]) -> int | None:
 class Parts:
     """A state by its degree in the centred noise.
 
-    `mean` has degree 0, `linear` degree 1 (its mean is 0), `higher` degree 2 and more (covariances); `inside`
-    holds the terms in which the noise sits in a base point, so that its degree has no meaning.
+    `mean` has degree 0, `linear` degree 1 (its mean is 0), `higher` degree 2 and more
+    (covariances); `inside` holds the terms in which the noise sits in a base point, so that its
+    degree has no meaning.
     """
 
     mean: State

@@ -1,13 +1,14 @@
 """Scalars of the calculus: exact rational functions in times, constants and small quantities.
 
-Every scalar is a sympy `FracElement`: always in lowest terms, so equality is structural and there is no
-separate zero test. Transcendental functions enter as further generators, with one generator per angle,
+Every scalar is a sympy `FracElement`: always in lowest terms, so equality is structural and there
+is no separate zero test. Transcendental functions enter as further generators, with one generator
+per angle,
 
     p = tan(x / 2),   cos x = (1 - p^2) / (1 + p^2),   sin x = 2 p / (1 + p^2),
 
 so that the Pythagorean relation holds by construction, and one per root, with w^2 reduced on sight.
-*Small* generators (a step e in a derivative, a distance to a border) are never inside a function: there the
-function's Taylor polynomial stands instead, exact up to `ORDER`.
+*Small* generators (a step e in a derivative, a distance to a border) are never inside a function:
+there the function's Taylor polynomial stands instead, exact up to `ORDER`.
 
 Plain integers never meet an element in a sum: sympy answers `0 - 1` of the field by an integer.
 """
@@ -204,9 +205,9 @@ class Scalars:
                 return self.one / (own + own)
             case "exp":
                 return own
-            case "log":
+            case "log" if definition.argument is not None:
                 return self.one / definition.argument
-            case "atan":
+            case "atan" if definition.argument is not None:
                 return self.one / (self.one + definition.argument**2)
         raise Undecided(f"the derivative of {definition.name} is not known")
 

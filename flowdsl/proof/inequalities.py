@@ -1,4 +1,5 @@
-"""Systems of linear inequalities over the rationals, decided exactly (Fourier and Motzkin's elimination)."""
+"""Systems of linear inequalities over the rationals, decided exactly (Fourier and Motzkin's
+elimination)."""
 
 from __future__ import annotations
 

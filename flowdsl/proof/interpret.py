@@ -1,8 +1,9 @@
 """Core expressions as states and scalars of the calculus.
 
-The reader walks the very trees that are compiled. What a network computes is asked of a `Solution`; what a path
-state is, of a `Sample`. Gradient is followed by one small generator η: a network that learns computes
-`solution + η g` with a free test function g, `stop` sets η to 0, and the coefficient of η is the variation.
+The reader walks the very trees that are compiled. What a network computes is asked of a `Solution`;
+what a path state is, of a `Sample`. Gradient is followed by one small generator η: a network that
+learns computes `solution + η g` with a free test function g, `stop` sets η to 0, and the
+coefficient of η is the variation.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Call:
 
 
 class Sample(Protocol):
-    """The random row: its path state is the symbol x, its data and noise follow from x and velocity."""
+    """The random row: its path state is the symbol x, its data and noise follow from x and
+    velocity."""
 
     def state(self, reader: Reader, node: PathState) -> State: ...
 
@@ -256,9 +258,9 @@ class Reader:
             case Draw(name, _, _) | Training(name):
                 return scalars.symbol(name)
             case Formal(name, _):
-                value = self.formals.get(name)
-                if value is not None and not isinstance(value, State):
-                    return value
+                bound = self.formals.get(name)
+                if bound is not None and not isinstance(bound, State):
+                    return bound
             case Stop(body):
                 return self.scalar(body)
             case Apply(op, args):

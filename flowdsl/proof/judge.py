@@ -1,4 +1,5 @@
-"""Is a term's residual zero at the truth? Exactly, in the mean, or to some order in a small quantity."""
+"""Is a term's residual zero at the truth? Exactly, in the mean, or to some order in a small
+quantity."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ Outcome = Literal["proved", "order", "biased", "refuted", "undecided"]
 class Finding:
     """What was found of one case.
 
-    `left` is the mean of target - prediction, or its leading coefficient in `small`. `exact` says that the residual
-    vanishes for every sample and not only in the mean; `values_only` that the constants' values were needed.
+    `left` is the mean of target - prediction, or its leading coefficient in `small`. `exact` says
+    that the residual vanishes for every sample and not only in the mean; `values_only` that the
+    constants' values were needed.
     """
 
     outcome: Outcome
@@ -73,7 +75,8 @@ def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
 
 
 def _without_noise(study: Study) -> Finding:
-    """A term into which the noise enters other than linearly must hold at least when there is none."""
+    """A term into which the noise enters other than linearly must hold at least when there is
+    none."""
     calm = study.context.series.without(study.residual, NOISES)
     if calm and not _higher(calm):
         return Finding("refuted", study, -calm)
@@ -117,7 +120,8 @@ def _higher(state: State) -> bool:
 def _settled(analysis: Analysis, case: Case, study: Study) -> bool:
     """Does the term alone fix what the network learns, as the mean of its target?
 
-    It does when the prediction is the network itself, and the target uses it at most where the map's times are equal.
+    It does when the prediction is the network itself, and the target uses it at most where the
+    map's times are equal.
     """
     objective = analysis.objective
     assert case.target is not None
@@ -156,7 +160,8 @@ def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Ele
 
 
 def _expansions(analysis: Analysis, case: Case, gaps: bool) -> Iterator[Finding]:
-    """The term near the end of a curriculum, or (with `gaps`) with two of its times close together."""
+    """The term near the end of a curriculum, or (with `gaps`) with two of its times close
+    together."""
     for name, bindings in small_quantities(analysis, case, gaps):
         try:
             finding = _expand(analysis, case, name, bindings)
@@ -192,7 +197,8 @@ def small_quantities(
 
 
 def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
-    """Does a network see both times? Then their distance is the map's own, and no step to be made small."""
+    """Does a network see both times? Then their distance is the map's own, and no step to be made
+    small."""
     return any(
         isinstance(node, Evaluate) and all(any(n == t for a in node.args[1:] for n in walk(a))
                                            for t in times)
@@ -203,7 +209,8 @@ def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
 def _expand(
     analysis: Analysis, case: Case, name: str, bindings: dict[Expr, Element]
 ) -> Finding | None:
-    """The lowest order at which the mean of the residual is not zero, if that is any better than a wrong map's."""
+    """The lowest order at which the mean of the residual is not zero, if that is any better than a
+    wrong map's."""
     study = analysis.study(case, bindings=bindings)
     found = _leading(analysis, study)
     if found is None:

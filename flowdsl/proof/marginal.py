@@ -1,11 +1,12 @@
 """Guided truth: how the data's velocity follows from the flow that an objective defines.
 
-Where a target stands for `velocity + k (v(label) - v(null))`, the flow to be learned is not the data's but that of
-the field v which solves v = E[guided | z] with the networks at their own truth: a linear fixed point. The equation
-is solved for the data's velocity, V = Σ c_k v_k over the conditions k, because the calculus knows the flow of v.
+Where a target stands for `velocity + k (v(label) - v(null))`, the flow to be learned is not the
+data's but that of the field v which solves v = E[guided | z] with the networks at their own truth:
+a linear fixed point. The equation is solved for the data's velocity, V = Σ c_k v_k over the
+conditions k, because the calculus knows the flow of v.
 
-An equation is taken as guidance only if its coefficients sum to 1: were all conditions the same, the flow would be
-the data's. Any other combination is a wrong target, not another flow.
+An equation is taken as guidance only if its coefficients sum to 1: were all conditions the same,
+the flow would be the data's. Any other combination is a wrong target, not another flow.
 """
 
 from __future__ import annotations
@@ -163,9 +164,9 @@ def _region(analysis: Analysis, case: Case) -> Region:
     here = Formal("τ", Kind.TIME)
     found = set()
     for condition, value in case.facts.items():
-        if isinstance(condition, Apply) and level_of(condition) is Level.ROW:
-            if any(node == time for node in walk(condition)):
-                found.add((transform(condition, lambda n: here if n == time else n), value))
+        about_rows = isinstance(condition, Apply) and level_of(condition) is Level.ROW
+        if about_rows and any(node == time for node in walk(condition)):
+            found.add((transform(condition, lambda n: here if n == time else n), value))
     return frozenset(found)
 
 

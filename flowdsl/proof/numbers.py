@@ -69,7 +69,8 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
 
 
 def evaluate(expr: Expr, values: Mapping[str, float]) -> float:
-    """The value of a scalar expression; names of constants, draws, formals and training are looked up.
+    """The value of a scalar expression; names of constants, draws, formals and training are looked
+    up.
 
     Raises `Undecided` for a name or an operation without a value, and where there is none (1 / 0).
     """

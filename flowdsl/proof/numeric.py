@@ -1,4 +1,5 @@
-"""A left-over in numbers: its value on the exact flow of Gaussian data, as an example for a message.
+"""A left-over in numbers: its value on the exact flow of Gaussian data, as an example for a
+message.
 
 One dimension suffices to show a size; it proves nothing, since there all Jacobians commute.
 """

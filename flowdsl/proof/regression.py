@@ -1,4 +1,5 @@
-"""One-time regression: what a network without a map learns is the mean of its target, given its state."""
+"""One-time regression: what a network without a map learns is the mean of its target, given its
+state."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ With z = α data + σ noise and velocity = α' data + σ' noise,
 
     data  = (σ' z - σ velocity) / W,   noise = (α velocity - α' z) / W,   W = α σ' - σ α',
 
-so that the single centred noise ξ = velocity - E[velocity | z] carries all randomness, for any path.
+so that the single centred noise ξ = velocity - E[velocity | z] carries all randomness, for any
+path.
 """
 
 from __future__ import annotations

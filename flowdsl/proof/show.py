@@ -1,4 +1,5 @@
-"""States of the calculus as text in the notation of a spec: what is left over, as a person would write it."""
+"""States of the calculus as text in the notation of a spec: what is left over, as a person would
+write it."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ _UNSURE = (Undecided, Pole)
 
 @dataclass(frozen=True, eq=False)
 class Printer:
-    """Prints the states of one case: `x` is the row's path state, `own` its network's conditions."""
+    """Prints the states of one case: `x` is the row's path state, `own` its network's
+    conditions."""
 
     analysis: Analysis
     case: Case
@@ -153,7 +155,8 @@ class Printer:
     # left-overs
 
     def left_over(self, study: Study, state: State) -> str:
-        """A left-over by the network and its derivatives where it is a multiple of one, else as it is."""
+        """A left-over by the network and its derivatives where it is a multiple of one, else as it
+        is."""
         if not state.terms:
             return "0"
         for text, candidate in self._candidates(study):

@@ -1,9 +1,11 @@
-"""States of the calculus: linear combinations of atoms, in normal form from the moment they are made.
+"""States of the calculus: linear combinations of atoms, in normal form from the moment they are
+made.
 
-A state is a finite map {atom: scalar}; it is zero iff the map is empty. An atom is a symbol, a flow map, a
-velocity, or a function about which nothing is known, each with any number of state derivatives taken in
-directions that are themselves single atoms: multilinearity is used up when an atom is made, so J[2 a + 3 b] never
-appears unexpanded. Jacobians do not commute, and nothing here lets them.
+A state is a finite map {atom: scalar}; it is zero iff the map is empty. An atom is a symbol, a flow
+map, a velocity, or a function about which nothing is known, each with any number of state
+derivatives taken in directions that are themselves single atoms: multilinearity is used up when an
+atom is made, so J[2 a + 3 b] never appears unexpanded. Jacobians do not commute, and nothing here
+lets them.
 """
 
 from __future__ import annotations
@@ -126,7 +128,8 @@ class Symbol(Atom):
 class MapAtom(Atom):
     """The flow map φ(point, start, end) with k state derivatives in `directions`.
 
-    `orders` counts partial derivatives in start and end that no identity has turned into something else.
+    `orders` counts partial derivatives in start and end that no identity has turned into something
+    else.
     """
 
     field: Field
@@ -143,7 +146,8 @@ class MapAtom(Atom):
 
 @dataclass(frozen=True, eq=False)
 class VelocityAtom(Atom):
-    """The velocity at (point, time): `order` time derivatives, and state derivatives in `directions`."""
+    """The velocity at (point, time): `order` time derivatives, and state derivatives in
+    `directions`."""
 
     field: Field
     point: State
@@ -172,7 +176,8 @@ class FunctionAtom(Atom):
 
 
 class Rule(Protocol):
-    """An identity, as the calculus uses it. Each function answers None where it has nothing to say."""
+    """An identity, as the calculus uses it. Each function answers None where it has nothing to
+    say."""
 
     @property
     def name(self) -> str: ...

@@ -1,21 +1,33 @@
-"""Scalars of the calculus as text in the notation of a spec: factored, with sines and cosines put back."""
+"""Scalars of the calculus as text in the notation of a spec: factored, with sines and cosines put
+back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sympy import QQ
 from sympy.polys.rings import PolyRing
 
-if TYPE_CHECKING:
-    from flowdsl.proof.field import Element, Scalars
+Element = Any
 
 Name = Callable[[int], str]
 
 
-def element_text(scalars: Scalars, x: Element) -> str:
+class Named(Protocol):
+    """A field whose generators have names, some of which stand for functions."""
+
+    @property
+    def defined(self) -> Mapping[int, Any]: ...
+
+    @property
+    def field(self) -> Any: ...
+
+    def name_of(self, index: int) -> str: ...
+
+
+def element_text(scalars: Named, x: Element) -> str:
     """The scalar as a person would write it: factored, lowest terms, `2 * (t - r) / (1 - t)`."""
     angles = {
         i: d.argument
@@ -35,7 +47,7 @@ def _occurs(x: Element, index: int) -> bool:
     return any(m[index] for m in x.numer) or any(m[index] for m in x.denom)
 
 
-def _circle_ring(scalars: Scalars, angles: Mapping[int, Element]) -> tuple[Any, dict[int, str]]:
+def _circle_ring(scalars: Named, angles: Mapping[int, Element]) -> tuple[Any, dict[int, str]]:
     """A ring with cos and sin of each angle after the field's own generators."""
     count = len(scalars.field.gens)
     names = {i: scalars.name_of(i) for i in range(count)}
@@ -47,7 +59,7 @@ def _circle_ring(scalars: Scalars, angles: Mapping[int, Element]) -> tuple[Any, 
 
 
 def _circle(
-    poly: Any, ring: Any, angles: Mapping[int, Element], scalars: Scalars
+    poly: Any, ring: Any, angles: Mapping[int, Element], scalars: Named
 ) -> tuple[Any, tuple[int, ...]]:
     """The polynomial divided by (1 + p^2)^k, in cos and sin; and the k of each angle."""
     count = len(scalars.field.gens)
@@ -81,7 +93,8 @@ def _same_power(
             below = below * half ** (a - b)
         elif b > a:
             above = above * half ** (b - a)
-    return above.cancel(below)
+    top, bottom = above.cancel(below)
+    return top, bottom
 
 
 def _quotient(numer: Any, denom: Any, name: Name) -> str:

@@ -1,8 +1,8 @@
 """What the networks compute when training has succeeded: the map, solved for its network.
 
-A map `A(t, s) z + B(t, s) N(c z, …)` with the flow φ in its place gives N = (φ - A z) / B. On the border, where B is
-0, the quotient's Laurent series is taken. Other flows can be put in the place of the truth, to see whether they
-pass as well.
+A map `A(t, s) z + B(t, s) N(c z, …)` with the flow φ in its place gives N = (φ - A z) / B. On the
+border, where B is 0, the quotient's Laurent series is taken. Other flows can be put in the place of
+the truth, to see whether they pass as well.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Landing = Callable[[Conditions, State, Element, Element], State]
 
 @dataclass(frozen=True)
 class Shape:
-    """How one map uses its network: the call inside it, and its body with that call's conditions named."""
+    """How one map uses its network: the call inside it, and its body with that call's conditions
+    named."""
 
     flow_map: FlowMap
     call: Evaluate
@@ -53,9 +54,9 @@ class Shape:
 def shape_of(flow_map: FlowMap, on_rows: Callable[[Expr], Expr]) -> Shape:
     """The shape of a map on the rows that `on_rows` reduces an expression to.
 
-    A condition that is an expression (a guidance scale) becomes a formal: in `map(…)` evaluated at another scale
-    every occurrence of it changes, inside the network and out. Raises `Undecided` unless the map evaluates one
-    network once.
+    A condition that is an expression (a guidance scale) becomes a formal: in `map(…)` evaluated at
+    another scale every occurrence of it changes, inside the network and out. Raises `Undecided`
+    unless the map evaluates one network once.
     """
     call = _single_call(flow_map, flow_map.body)
     if call.directions:
@@ -251,8 +252,8 @@ class MapNetwork:
 class Networks:
     """A `Solution`: every network at the truth, or with another flow in its place.
 
-    `kind` is whose flow the maps are solved for: "flow" (the truth), "hat" (any other), "zero" (no motion),
-    "constant" (one landing point for all), "free" (networks about which nothing is known).
+    `kind` is whose flow the maps are solved for: "flow" (the truth), "hat" (any other), "zero" (no
+    motion), "constant" (one landing point for all), "free" (networks about which nothing is known).
     """
 
     context: Context

@@ -1,4 +1,5 @@
-"""Readable variables: where a spec names `t = s + gap`, the calculus works with t and s, not with gap."""
+"""Readable variables: where a spec names `t = s + gap`, the calculus works with t and s, not with
+gap."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from flowdsl.spec.objective import Objective
 
 
 def change_of_variables(objective: Objective) -> list[tuple[str, Expr, Draw]]:
-    """Named sums of times, each with the draw that it replaces: one that no network or path sees."""
+    """Named sums of times, each with the draw that it replaces: one that no network or path
+    sees."""
     shown = _shown(objective)
     found: list[tuple[str, Expr, Draw]] = []
     taken: set[str] = set()
@@ -30,14 +32,13 @@ def change_of_variables(objective: Objective) -> list[tuple[str, Expr, Draw]]:
             continue
         if level_of(expr) is not Level.ROW or expr not in shown:
             continue
-        for part in expr.args:
-            hidden = isinstance(part, Draw) and part.kind in (Kind.TIME, Kind.SCALAR)
-            if hidden and part not in shown and part.name not in taken:  # type: ignore[union-attr]
-                assert isinstance(part, Draw)
-                if all(isinstance(arg, Draw) for arg in expr.args):
-                    found.append((name, expr, part))
-                    taken.add(part.name)
-                    break
+        draws = [arg for arg in expr.args if isinstance(arg, Draw)]
+        if len(draws) < len(expr.args):
+            continue
+        hidden = [d for d in draws if d not in shown and d.name not in taken]
+        if hidden and hidden[0].kind in (Kind.TIME, Kind.SCALAR):
+            found.append((name, expr, hidden[0]))
+            taken.add(hidden[0].name)
     return found
 
 
@@ -66,8 +67,8 @@ _PLAIN = frozenset(
 def scalars_of(objective: Objective, constants: bool = True) -> tuple[list[str], int]:
     """The names of the scalars that an objective's mathematics contains, and how many functions.
 
-    `constants` says whether constants are symbols. What stands in conditions alone (the ends of a guidance interval) is left out: a field with fewer generators is
-    faster.
+    `constants` says whether constants are symbols. What stands in conditions alone (the ends of a
+    guidance interval) is left out: a field with fewer generators is faster.
     """
     nodes: dict[Expr, None] = {}
     roots: list[Expr] = []

@@ -22,9 +22,11 @@ ERROR, ERROR_STOPPED, ENTRIES = "error", "stop(error)", "entries"
 
 @dataclass(frozen=True)
 class Weight:
-    """`value` is the loss, `slope` its derivative in the error: gradient = slope * gradient of the error.
+    """`value` is the loss, `slope` its derivative in the error: gradient = slope * gradient of the
+    error.
 
-    Both are scalars in the symbols `error` and `entries`; nothing that is stopped is differentiated.
+    Both are scalars in the symbols `error` and `entries`; nothing that is stopped is
+    differentiated.
     """
 
     value: Element
@@ -59,7 +61,8 @@ def weight_of(analysis: Analysis, case: Case) -> Weight:
 
 
 def _marked(expr: Expr, difference: Expr, stopped: bool) -> Expr:
-    """The loss with its error written as a formal, told apart by whether gradient flows through it."""
+    """The loss with its error written as a formal, told apart by whether gradient flows through
+    it."""
     prefix = "stop " if stopped else ""
     match expr:
         case Apply("sum_squares", (inner,)) if inner == difference:

@@ -19,11 +19,12 @@ _OPERATORS: dict[type[ast.AST], str] = {
 def element_expr(scalars: Scalars, x: Element, leaf: Callable[[int], Expr]) -> Expr:
     """The core expression of a scalar, factored as it is printed; `leaf` gives each generator's.
 
-    The printed form is unambiguous arithmetic, so it is read back by the host language's own parser.
+    The printed form is unambiguous arithmetic, so it is read back by the host language's own
+    parser.
     """
     named = _Named(scalars)
-    tree = ast.parse(element_text(named, x).replace("^", "**"), mode="eval").body  # type: ignore[arg-type]
-    return _convert(tree, leaf)
+    text = element_text(named, x).replace("^", "**")
+    return _convert(ast.parse(text, mode="eval").body, leaf)
 
 
 class _Named:
@@ -40,7 +41,7 @@ class _Named:
         definition = self._scalars.defined.get(index)
         if definition is None or definition.argument is None:
             return f"g{index}"
-        return f"{definition.function}({element_text(self, definition.argument)})"  # type: ignore[arg-type]
+        return f"{definition.function}({element_text(self, definition.argument)})"
 
 
 def _convert(tree: ast.expr, leaf: Callable[[int], Expr]) -> Expr:
