@@ -15,11 +15,12 @@ from flowdsl.proof.curriculum import Curricula
 from flowdsl.proof.domain import Domain
 from flowdsl.proof.errors import Clock, Undecided
 from flowdsl.proof.expand import Parts, Series, parts
-from flowdsl.proof.field import Element, Scalars
+from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.regression import regress
 from flowdsl.proof.sample import NOISES, Row, X, base_state, learning_calls
+from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import Calculus, Rule, State
 from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
 from flowdsl.proof.variables import change_of_variables, scalars_of

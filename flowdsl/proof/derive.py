@@ -11,13 +11,13 @@ the derivative in the time that moves, and w the direction along which the state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from fractions import Fraction
 
 from flowdsl.diagnostics import Span, fail
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
+from flowdsl.proof.derivation import Derivation, Step
 from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.notation import Notation
@@ -47,64 +47,6 @@ from flowdsl.spec.core import (
 from flowdsl.spec.objective import FlowMap, Objective
 
 ZERO_FRACTION = Fraction(0)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of a derivation: in words, and as an equation."""
-
-    words: str
-    left: Expr
-    right: Expr
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """The target that map and moving time imply: `prediction` is to equal `target`.
-
-    `identity` is the identity used. The core expressions are those of the objective, so they can be
-    compiled.
-    """
-
-    identity: str
-    moving: str
-    prediction: Expr
-    target: Expr
-    steps: tuple[Step, ...]
-    names: Mapping[Expr, str]
-    states: Mapping[Expr, str]
-
-    def _notation(self, latex: bool) -> Notation:
-        return Notation(self.names, latex, self.states)
-
-    @property
-    def text(self) -> str:
-        """The steps as a person would write them on paper."""
-        notation = self._notation(False)
-        wide = max(len(step.words) for step in self.steps)
-        return "\n".join(
-            f"{step.words.ljust(wide)}  {notation.text(step.left)} = {notation.text(step.right)}"
-            for step in self.steps
-        )
-
-    @property
-    def latex(self) -> str:
-        """The steps as an aligned environment."""
-        notation = self._notation(True)
-        lines = [
-            rf"  {notation.text(step.left)} &= {notation.text(step.right)}"
-            rf" && \text{{{step.words}}}"
-            for step in self.steps
-        ]
-        return "\\begin{aligned}\n" + " \\\\\n".join(lines) + "\n\\end{aligned}"
-
-    @property
-    def target_text(self) -> str:
-        return self._notation(False).text(self.target)
-
-    @property
-    def prediction_text(self) -> str:
-        return self._notation(False).text(self.prediction)
 
 
 def derive(

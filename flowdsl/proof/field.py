@@ -1,22 +1,14 @@
-"""Scalars of the calculus: exact rational functions in times, constants and small quantities.
+"""Exact rational functions in times, constants and small quantities.
 
 Every scalar is a sympy `FracElement`: always in lowest terms, so equality is structural and there
-is no separate zero test. Transcendental functions enter as further generators, with one generator
-per angle,
-
-    p = tan(x / 2),   cos x = (1 - p^2) / (1 + p^2),   sin x = 2 p / (1 + p^2),
-
-so that the Pythagorean relation holds by construction, and one per root, with w^2 reduced on sight.
-*Small* generators (a step e in a derivative, a distance to a border) are never inside a function:
-there the function's Taylor polynomial stands instead, exact up to `ORDER`.
-
-Plain integers never meet an element in a sum: sympy answers `0 - 1` of the field by an integer.
+is no separate zero test. Plain integers never meet an element in a sum: sympy answers `0 - 1` of
+the field by an integer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -44,8 +36,8 @@ class Defined:
     name: str
 
 
-class Scalars:
-    """The field of one objective: its symbols by name, small quantities, and room for functions."""
+class Rationals:
+    """A field of rational functions: symbols by name, small quantities, room for functions."""
 
     def __init__(self, names: Iterable[str], spare: int = SPARE) -> None:
         self.names: list[str] = list(dict.fromkeys(names))
@@ -197,19 +189,8 @@ class Scalars:
         return self.normal(total) if self.roots else total
 
     def _slope(self, w: int, definition: Defined) -> Element:
-        own = self.field.gens[w]
-        match definition.function:
-            case "tan_half":
-                return (self.one + own**2) / 2
-            case "sqrt":
-                return self.one / (own + own)
-            case "exp":
-                return own
-            case "log" if definition.argument is not None:
-                return self.one / definition.argument
-            case "atan" if definition.argument is not None:
-                return self.one / (self.one + definition.argument**2)
-        raise Undecided(f"the derivative of {definition.name} is not known")
+        """The derivative of a function in its argument."""
+        raise NotImplementedError
 
     def valuation(self, x: Element, index: int) -> int:
         """The order of the zero of x where the generator vanishes (negative at a pole)."""
@@ -239,17 +220,8 @@ class Scalars:
         return self.field.new(ring.from_dict(numer), ring.from_dict(denom))
 
     def _redefine(self, definition: Defined, index: int) -> Element:
-        argument = self.at_zero(definition.argument, index)
-        match definition.function:
-            case "tan_half":
-                return self.tan_half(argument)
-            case "sqrt":
-                return self.sqrt(argument)
-            case "exp":
-                return self.exp(argument)
-            case "log":
-                return self.log(argument)
-        return self.atan(argument)
+        """The function anew, with a generator in its argument put to zero."""
+        raise NotImplementedError
 
     def _evaluate(self, poly: Any, values: Mapping[int, Element]) -> Element:
         total: Element = self.zero
@@ -280,125 +252,6 @@ class Scalars:
         return self.divide(
             self._evaluate(x.numer, {index: value}), self._evaluate(x.denom, {index: value})
         )
-
-    # functions
-
-    def _at_rest(self, x: Element) -> Element:
-        """x where every small quantity is 0: the point about which functions are expanded."""
-        for i in self.smalls:
-            x = self.at_zero(x, i)
-        return x
-
-    def _taylor(self, x: Element, slopes: Callable[[Element], list[Element]]) -> Element:
-        base = self._at_rest(x)
-        step = x - base
-        coefficients = slopes(base)
-        if not step:
-            return coefficients[0]
-        self.truncated = True
-        total: Element = self.zero
-        for k, c in reversed(list(enumerate(coefficients))):
-            total = total * step + c / math.factorial(k)
-        return total
-
-    def tan_half(self, x: Element) -> Element:
-        """tan(x / 2) of x free of small quantities; sums of symbols by the addition formula."""
-        if not x:
-            return self.zero
-        if x.denom == 1 and len(x.numer) > 1:
-            parts = [self.field(x.numer.ring.from_dict({m: c})) for m, c in x.numer.items()]
-            total = self.tan_half(parts[0])
-            for part in parts[1:]:
-                other = self.tan_half(part)
-                total = self.divide(total + other, self.one - total * other)
-            return total
-        factor = self.rational(self.field(x.numer.LC)) if x.denom == 1 else None
-        if factor is not None and factor.denominator == 1 and factor != 1:
-            unit = self.tan_half(x / self.number(abs(factor)) * (1 if factor > 0 else -1))
-            total = unit
-            for _ in range(abs(factor.numerator) - 1):
-                total = self.divide(total + unit, self.one - total * unit)
-            return total if factor > 0 else -total
-        return self._define("tan_half", x, x, f"tan({self.text(x)} / 2)")
-
-    def _circle(self, base: Element) -> tuple[Element, Element]:
-        p = self.tan_half(base)
-        below = self.one + p**2
-        return (self.one - p**2) / below, (p + p) / below
-
-    def cos(self, x: Element) -> Element:
-        def slopes(base: Element) -> list[Element]:
-            c, s = self._circle(base)
-            return ([c, -s, -c, s] * 2)[: ORDER + 1]
-
-        return self._taylor(x, slopes)
-
-    def sin(self, x: Element) -> Element:
-        def slopes(base: Element) -> list[Element]:
-            c, s = self._circle(base)
-            return ([s, c, -s, -c] * 2)[: ORDER + 1]
-
-        return self._taylor(x, slopes)
-
-    def exp(self, x: Element) -> Element:
-        def slopes(base: Element) -> list[Element]:
-            value = self._exp(base)
-            return [value] * (ORDER + 1)
-
-        return self._taylor(x, slopes)
-
-    def _exp(self, x: Element) -> Element:
-        """Sums become products and whole multiples powers, so that exp(a) exp(-a) is 1."""
-        if not x:
-            return self.one
-        if x.denom != 1:
-            return self._define("exp", x, x, f"exp({self.text(x)})")
-        total: Element = self.one
-        for m, c in x.numer.items():
-            power = int(c.numerator)
-            unit = self.field(x.numer.ring.from_dict({m: c / power}))
-            total = total * self._define("exp", unit, unit, f"exp({self.text(unit)})") ** power
-        return total
-
-    def log(self, x: Element) -> Element:
-        def slopes(base: Element) -> list[Element]:
-            if base == 1:
-                value = self.zero
-            elif not base:
-                raise Pole
-            else:
-                value = self._define("log", base, base, f"log({self.text(base)})")
-            signs = [math.factorial(k - 1) * (-1) ** (k - 1) for k in range(1, ORDER + 1)]
-            return [value, *(s / base**k for k, s in enumerate(signs, 1))]
-
-        return self._taylor(x, slopes)
-
-    def sqrt(self, x: Element) -> Element:
-        def slopes(base: Element) -> list[Element]:
-            if not base:
-                raise Pole
-            w = self._root(base)
-            values, factor = [w], Fraction(1)
-            for k in range(ORDER):
-                factor *= Fraction(1, 2) - k
-                values.append(self.number(factor) * w / base ** (k + 1))
-            return values
-
-        return self.zero if not x else self._taylor(x, slopes)
-
-    def _root(self, x: Element) -> Element:
-        value = self.rational(x)
-        if value is not None and value > 0:
-            n, d = math.isqrt(value.numerator), math.isqrt(value.denominator)
-            if n * n == value.numerator and d * d == value.denominator:
-                return self.number(Fraction(n, d))
-        return self._define("sqrt", x, x, f"sqrt({self.text(x)})")
-
-    def atan(self, x: Element) -> Element:
-        base = self._at_rest(x)
-        if base != x:
-            raise Undecided("the derivative of atan was not needed so far")
-        return self._define("atan", x, x, f"atan({self.text(x)})") if x else self.zero
 
     # numbers and text
 

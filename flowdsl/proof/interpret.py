@@ -15,7 +15,8 @@ from typing import Protocol
 from flowdsl.proof.curriculum import Curricula
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.expand import Series
-from flowdsl.proof.field import Element, Scalars
+from flowdsl.proof.field import Element
+from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import Calculus, State
 from flowdsl.spec.core import (
     Apply,

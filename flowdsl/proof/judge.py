@@ -15,6 +15,7 @@ from flowdsl.proof.expand import Parts, parts
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Reader
 from flowdsl.proof.sample import NOISES, live_calls
+from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import State
 from flowdsl.spec.core import Constant, Draw, Evaluate, Expr, Kind, walk
 
@@ -69,6 +70,10 @@ def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
     if sorted_parts.inside:
         return _without_noise(study)
     left = -sorted_parts.mean
+    if _unreduced(study, left):
+        return Finding(
+            "undecided", study, left, reason="roots or logarithms are left that may cancel"
+        )
     if _higher(left):
         return Finding("undecided", study, left, reason="third derivatives of a flow are left over")
     return Finding("biased" if _settled(analysis, case, study) else "refuted", study, left)
@@ -115,6 +120,32 @@ def _finite(analysis: Analysis, study: Study) -> None:
 def _higher(state: State) -> bool:
     """Are there derivatives of flows of an order for which the rules are not complete?"""
     return any(a.parts is not None and len(a.parts[2]) > 2 for a in state.atoms())
+
+
+def _unreduced(study: Study, state: State) -> bool:
+    """May the left-over be zero after all, by a relation between roots, exponentials, logarithms?
+
+    Each function has a generator of its own; relations such as sqrt(x) sqrt(y) = sqrt(x y) are not
+    known to the field. A coefficient that is not zero at some numbers is not zero.
+    """
+    scalars = study.context.scalars
+    risky = {i for i, d in scalars.defined.items() if d.function in ("sqrt", "exp", "log", "atan")}
+    coefficients = [c for c in state.terms.values() if scalars.generators_in(c) & risky]
+    if len(coefficients) < len(state.terms):
+        return False
+    return not any(_differs_from_zero(scalars, c) for c in coefficients)
+
+
+def _differs_from_zero(scalars: Scalars, x: Element) -> bool:
+    count = len(scalars.field.gens)
+    for k in range(6):
+        values = {i: 0.07 + 0.86 * ((k * 41 + i * 67 + 13) % 101) / 101 for i in range(count)}
+        try:
+            if abs(scalars.numeric(x, values)) > 1e-7:
+                return True
+        except (ArithmeticError, ValueError):
+            continue
+    return False
 
 
 def _settled(analysis: Analysis, case: Case, study: Study) -> bool:

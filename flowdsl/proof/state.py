@@ -16,7 +16,8 @@ from itertools import product
 from typing import Protocol
 
 from flowdsl.proof.errors import Clock
-from flowdsl.proof.field import Element, Scalars
+from flowdsl.proof.field import Element
+from flowdsl.proof.scalars import Scalars
 
 #: Whose flow: the kind ("flow", "hat", "data", "zero") and the conditions under which it is meant.
 Field = tuple[str, tuple[tuple[str, object], ...]]

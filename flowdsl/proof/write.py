@@ -7,7 +7,8 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element, Scalars
+from flowdsl.proof.field import Element
+from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.text import element_text
 from flowdsl.spec.core import Apply, Expr, Number
 

@@ -1,0 +1,67 @@
+"""A derivation on paper: its steps as text and as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowdsl.proof.notation import Notation
+from flowdsl.spec.core import Expr
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a derivation: in words, and as an equation."""
+
+    words: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The target that map and moving time imply: `prediction` is to equal `target`.
+
+    `identity` is the identity used. The core expressions are those of the objective, so they can be
+    compiled.
+    """
+
+    identity: str
+    moving: str
+    prediction: Expr
+    target: Expr
+    steps: tuple[Step, ...]
+    names: Mapping[Expr, str]
+    states: Mapping[Expr, str]
+
+    def _notation(self, latex: bool) -> Notation:
+        return Notation(self.names, latex, self.states)
+
+    @property
+    def text(self) -> str:
+        """The steps as a person would write them on paper."""
+        notation = self._notation(False)
+        wide = max(len(step.words) for step in self.steps)
+        return "\n".join(
+            f"{step.words.ljust(wide)}  {notation.text(step.left)} = {notation.text(step.right)}"
+            for step in self.steps
+        )
+
+    @property
+    def latex(self) -> str:
+        """The steps as an aligned environment."""
+        notation = self._notation(True)
+        lines = [
+            rf"  {notation.text(step.left)} &= {notation.text(step.right)}"
+            rf" && \text{{{step.words}}}"
+            for step in self.steps
+        ]
+        return "\\begin{aligned}\n" + " \\\\\n".join(lines) + "\n\\end{aligned}"
+
+    @property
+    def target_text(self) -> str:
+        return self._notation(False).text(self.target)
+
+    @property
+    def prediction_text(self) -> str:
+        return self._notation(False).text(self.prediction)
