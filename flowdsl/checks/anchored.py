@@ -119,14 +119,13 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
 
 
 def _by_semigroup_alone(analysis: Analysis) -> bool:
-    sets = [
-        names
+    proofs = [
+        used(analysis, case)
         for case in analysis.all_cases()
         if judge(analysis, case).outcome == "proved"
-        for names in used(analysis, case)
     ]
-    apart = [names for names in sets if names and names != ("tangent",)]
-    return bool(apart) and all("semigroup" in names for names in apart)
+    apart = [sets for sets in proofs if sets and () not in sets and ("tangent",) not in sets]
+    return bool(apart) and all("semigroup" in names for sets in apart for names in sets)
 
 
 CHECK = Check(

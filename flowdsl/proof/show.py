@@ -74,10 +74,11 @@ class Printer:
         """Names of the spec for numbers that are computed from others."""
         objective = self.analysis.objective
         return {
-            self.case.reduce(expr): name
+            shown: name
             for name, expr in objective.definitions.items()
             if isinstance(expr, Apply) and objective.kind(expr) in (Kind.TIME, Kind.SCALAR)
-            if not isinstance(self.case.reduce(expr), Number | Draw | Constant)
+            for shown in (expr, self.case.reduce(expr))
+            if not isinstance(shown, Number | Draw | Constant)
         }
 
     def conditions(self, conditions: Conditions) -> str:
