@@ -65,9 +65,7 @@ class MixtureField:
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor]:
-        """All components' axes side by side, (d, components * d), and the means along them, (1,
-        components * d).
-        """
+        """Axes of all components, (d, components * d), and the means along them, one row."""
         rotations = self.mixture.rotations
         axes = rotations.permute(1, 0, 2).reshape(self.mixture.dimension, -1)
         return axes, torch.einsum("kij,ki->kj", rotations, self.mixture.means).reshape(1, -1)
@@ -85,9 +83,7 @@ class MixtureField:
         return identity.repeat_interleave(self.mixture.dimension, dim=1)
 
     def _offsets(self, state: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Offset of a state from each component's mean along its own axes, and variances there:
-        flat over both.
-        """
+        """Offset from the means, and variance, along all axes: (rows, components * d)."""
         axes, means = self._axes
         alpha, sigma = self.path.alpha(time), self.path.sigma(time)
         variance = torch.stack([alpha * alpha, sigma * sigma], dim=-1) @ self._spectrum
@@ -123,9 +119,7 @@ class MixtureField:
         label: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Tensor:
-        """`E[dz/dt | z(t) = state, label]`, guided as `guidance` says; `scale` (rows,) overrides
-        its strength.
-        """
+        """`E[dz/dt | z(t) = state, label]`, guided; `scale` (rows,) overrides the strength."""
         offset, variance = self._offsets(state, time)
         ratio = offset / variance
         weights = self._guided(self._logits(offset, ratio, variance), time, label, scale)
@@ -145,9 +139,7 @@ class MixtureField:
     def _guided(
         self, logits: Tensor, time: Tensor, label: Tensor | None, scale: Tensor | None
     ) -> Tensor:
-        """Responsibilities, extrapolated from the unlabelled ones by the guidance scale (v is
-        linear in them).
-        """
+        """Guidance is linear in the responsibilities, as the velocity is: extrapolate these."""
         labelled = self._labelled(logits, label)
         if label is None or (scale is None and self.guidance.scale == 1.0):
             return labelled
@@ -160,9 +152,7 @@ class MixtureField:
     def posterior_velocity(
         self, state: Tensor, time: Tensor, label: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean (rows, d) and covariance (rows, d, d) of the conditional velocity given the state;
-        unguided.
-        """
+        """Mean (rows, d) and covariance (rows, d, d) of the velocity given the state, unguided."""
         offset, variance = self._offsets(state, time)
         ratio, shape = offset / variance, (-1, *self.mixture.variances.shape)
         weights = self._labelled(self._logits(offset, ratio, variance), label)
@@ -192,8 +182,7 @@ class MixtureField:
         *,
         copies: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Exact samples of (data, noise) given the state, each (rows * copies, dimension), copies
-        adjacent.
+        """Exact samples of (data, noise) given the state, each (rows * copies, d), copies adjacent.
 
         Every pair satisfies `alpha data + sigma noise = state`. With `copies` even they are
         variance reduced, their mean over the copies still unbiased: components by systematic
@@ -206,8 +195,8 @@ class MixtureField:
         strata = copies // 2 if paired else copies
         start = torch.rand(len(state), 1, generator=generator, dtype=torch.float64)
         levels = (torch.arange(strata, dtype=torch.float64) + start) / strata
-        chosen = torch.searchsorted(weights.cumsum(-1), levels.contiguous())
-        chosen = chosen.clamp(max=self.mixture.components - 1)
+        reached = weights.cumsum(-1)
+        chosen = torch.searchsorted(reached / reached[:, -1:], levels.contiguous())
         unit = torch.randn(*chosen.shape, self.mixture.dimension, generator=generator).double()
         if paired:
             chosen = chosen.repeat(1, 2)
@@ -218,9 +207,7 @@ class MixtureField:
     def _assemble(
         self, chosen: Tensor, unit: Tensor, ratio: Tensor, variance: Tensor, time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Data and noise of the chosen components (rows, copies), from one standard normal draw for
-        both.
-        """
+        """Data and noise of the chosen components (rows, copies), from one normal draw for both."""
         alpha, sigma, _, _ = self._schedules(time)
         mixture = self.mixture
         index = chosen[..., None].expand(-1, -1, mixture.dimension)

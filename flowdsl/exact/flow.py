@@ -1,6 +1,4 @@
-"""The flow map of a velocity field, and its average velocity, with exact derivatives on and off the
-diagonal.
-"""
+"""The flow map of a velocity field, and its average velocity, smooth through equal times."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from flowdsl.exact.paths import Clock
 
 
 class VelocityField(Protocol):
-    """A field `dx/dt = velocity(x, t)`; it may jump at the times in `cuts`, and is smooth between
-    them.
-    """
+    """A field `dx/dt = velocity(x, t)`, smooth but at the times in `cuts`, where it may jump."""
 
     @property
     def clock(self) -> Clock | None: ...
@@ -37,8 +33,7 @@ class VelocityField(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FlowMap:
-    """`phi(x, t, s)`: where `field` carries `x` from time `t` to time `s`, by `steps` steps of
-    order eight.
+    """`phi(x, t, s)`: where `field` carries `x` from time `t` to `s`, in steps of order eight.
 
     States (rows, dimension), times (rows,) and in either order; everything is plain torch in
     float64, so it may be differentiated in state and times, forward or backward, to any order, and
@@ -68,6 +63,9 @@ class FlowMap:
         scale: Tensor | None = None,
     ) -> Tensor:
         """`(phi(x, t, s) - x) / (s - t)`, smooth through `s = t`, where it is the velocity."""
+        if start is end:
+            # one and the same tensor moves as one: the velocity, with all of its derivatives
+            return self.field.velocity(state, start, label, scale)
         if not self.field.cuts:
             return self._smooth_average(state, start, end, label, scale)
         return self._pieced_average(state, start, end, label, scale)
@@ -124,7 +122,7 @@ class FlowMap:
         scale: Tensor | None,
     ) -> Tensor:
         """The average velocity over an interval that may cross times at which the field jumps."""
-        edges = torch.tensor([-math.inf, *sorted(self.field.cuts), math.inf]).to(start)
+        edges = start.new_tensor([-math.inf, *sorted(self.field.cuts), math.inf])
         pieces = len(edges) - 1
         inner = edges[1:-1]
         first, last = torch.bucketize(start.detach(), inner), torch.bucketize(end.detach(), inner)

@@ -14,8 +14,7 @@ Rows = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: stage times, stage coefficients, weights, and the order it
-    claims.
+    """An explicit Runge-Kutta method: stage times, coefficients, weights, and claimed order.
 
     Construction checks what is cheap to check: that each row of coefficients sums to its stage
     time, and that the weights integrate polynomials of degree below `order` exactly. The order

@@ -1,5 +1,4 @@
-"""Networks that know the answer: the truth of a network's role, plus `eps` times fixed smooth
-directions.
+"""Networks that know the answer: the truth of a role, plus `eps` times smooth directions.
 
 The gradient of an objective with respect to `eps` at zero is its directional derivative, at the
 truth, in the direction in which a trained network could move. For a right objective all of these
@@ -23,9 +22,7 @@ Truth = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def average_velocity(flow: FlowMap) -> Truth:
-    """The truth of `u(z, t, r)` in `map z(t) -> z(r) = z - (t - r) * u(z, t, r)`: also of `z + (r -
-    t) * u`.
-    """
+    """The truth of `u` in `map z(t) -> z(r) = z - (t - r) * u(z, t, r)`."""
 
     def truth(state: Tensor, start: Tensor, end: Tensor, *, label: Tensor | None = None) -> Tensor:
         return flow.average_velocity(state, start, end, label)
@@ -43,8 +40,7 @@ def marginal_velocity(field: VelocityField) -> Truth:
 
 
 def scaled_average_velocity(flow: FlowMap) -> Truth:
-    """The truth of `F(z, t, s | label, w)` in `z + (s - t) * w * F`: `w` is also the scale of
-    guidance.
+    """The truth of `F(z, t, s | label, w)` in `z + (s - t) * w * F`; `w` also scales guidance.
 
     Terminal Velocity Matching's scaled parameterisation (arXiv:2511.19797, section 4.3).
     """
@@ -99,7 +95,8 @@ class RandomDirections(nn.Module):
         self, state: Tensor, times: tuple[Tensor, ...], conditions: dict[str, Tensor]
     ) -> Tensor:
         flat = state.flatten(1)
-        columns = [flat, *(time.double()[:, None] for time in times)]
+        # times matter as much as states: an objective may be wrong only where two times differ
+        columns = [flat, *(3 * time.double()[:, None] for time in times)]
         columns += [self._condition(argument, conditions, flat) for argument in self._seen]
         # states and times of variance-exploding paths reach 80: asinh keeps the functions smooth
         # there
@@ -123,9 +120,7 @@ class RandomDirections(nn.Module):
         return torch.zeros_like(flat[:, :1]) if value is None else value.double()[:, None]
 
     def _weights(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights for states of this size, made once: the state's shape is not known before the
-        first call.
-        """
+        """Weights for states of this size, made once, when a state is first seen."""
         if (inputs, outputs) not in self._layers:
             generator = torch.Generator().manual_seed(self.seed)
             shapes = [(inputs, self.width), (self.width,), (self.width, self.count, outputs)]
@@ -151,7 +146,7 @@ class ExactNetwork(nn.Module):
         signature: NetworkSignature,
         truth: Truth,
         *,
-        directions: int = 4,
+        directions: int = 8,
         seed: int = 0,
         width: int = 24,
     ) -> None:

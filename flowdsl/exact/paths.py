@@ -1,5 +1,4 @@
-"""Affine paths between data and noise: schedules with their derivatives, and the clock that suits
-them.
+"""Affine paths between data and noise: schedules, their derivatives, and a suitable clock.
 
 `z(t) = alpha(t) data + sigma(t) noise` with standard normal noise. Either end may be the data's;
 `reversed` swaps them. Schedules are functions of a time tensor, so everything here can be
@@ -25,8 +24,7 @@ def over_rows(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Clock:
-    """A change of the time variable in which a flow is integrated, for paths whose speed varies
-    over decades.
+    """The time in which a flow is integrated, for paths whose speed varies over decades.
 
     Integration steps are equal in `forward(t)`; `backward` is its inverse and `rate(t)` is dt / d
     forward(t).
@@ -132,8 +130,7 @@ def cosine_path() -> AffinePath:
 
 
 def variance_preserving_path(beta_min: float = 0.1, beta_max: float = 20.0) -> AffinePath:
-    """The VP diffusion with `beta(t) = beta_min + t (beta_max - beta_min)` (Song et al. 2021, eq.
-    32).
+    """The VP diffusion with `beta(t) = beta_min + t (beta_max - beta_min)` (Song 2021, eq. 32).
 
     `alpha = exp(-t^2 (beta_max - beta_min) / 4 - t beta_min / 2)` and `sigma = sqrt(1 - alpha^2)`,
     for t in (0, 1]: `sigma_dot` is infinite at t = 0, so stay above it (the authors start at 1e-5).
