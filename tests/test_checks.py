@@ -488,6 +488,29 @@ def test_the_derived_target_is_proved() -> None:
     assert check(replace(objective, terms=(repaired,)), only=["identity", "unbiased"]).ok
 
 
+def test_a_target_that_is_derived_while_reading_is_proved() -> None:
+    from flowdsl.clauses import all_clauses
+    from flowdsl.pipeline import merged, parse, parse_rule, prelude
+    from flowdsl.proof.derive import derive_target
+    from flowdsl.spec.assemble import resolve
+    from flowdsl.syntax.layout import read_source
+
+    for name, written in (
+        ("meanflow", f"match u(z, t, r) to {GOOD}"),
+        ("tvm", "match d/ds[map(z, t, s)] to stop(w * slow(map(z, t, s), s, s))"),
+    ):
+        tree = merged(parse(read_source(edited(name, (written, "derived")), "<text>")))
+        objective = resolve(tree, all_clauses(), prelude(), parse_rule, derive_target)
+        assert check(objective).ok
+    bad = merged(
+        parse(
+            read_source(edited("flow_matching", ("match v(z, t) to velocity", "derived")), "<text>")
+        )
+    )
+    with pytest.raises(DiagnosticError, match="cannot be derived"):
+        resolve(bad, all_clauses(), prelude(), parse_rule, derive_target)
+
+
 # claims
 
 
@@ -659,6 +682,36 @@ def test_time_limits_end_in_undecided(name: str) -> None:
     assert time.perf_counter() - begin < 5
     assert not found.ok
     assert {v.status for v in found.of("identity")} == {"undecided"}
+
+
+def test_hostile_sizes_end_in_undecided() -> None:
+    huge = "(t + r + t * r + 1)^12 * (t - r^2 + 3)^12 * (t^3 + r + 2)^12"
+    begin = time.perf_counter()
+    found = judged(mean(f"stop({huge} * (guided - (t - r) * d/dt[u(z, t, r)]))"))
+    assert time.perf_counter() - begin < 10
+    assert any(v.status == "undecided" and "terms" in v.message for v in found.of("identity"))
+    assert not found.ok
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [("-mse", "negative"), ("0 * mse", "does not depend on the error")],
+)
+def test_weights_must_not_vanish_or_turn_the_gradient(loss: str, message: str) -> None:
+    found = judged(edited("flow_matching", ("loss          mse", f"loss          {loss}")))
+    assert any(message in v.message for v in found.of("gradient") if v.status == "refuted")
+
+
+def test_roots_that_cancel_are_not_refuted() -> None:
+    spec = edited(
+        "flow_matching",
+        (
+            "match v(z, t) to velocity",
+            "match sqrt(t) * sqrt(1 - t) * v(z, t) to sqrt(t * (1 - t)) * velocity",
+        ),
+    )
+    (found,) = judged(spec).of("identity")
+    assert found.status != "refuted"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -8,6 +8,7 @@ from flowdsl.checks.check import Check
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.sample import live_calls
 from flowdsl.spec.core import Evaluate, Expr, Stop, children
@@ -122,18 +123,40 @@ def _second_order(objective: Objective, term: Term) -> list[Verdict]:
 
 
 def _weights(analysis: Analysis, term: Term) -> list[Verdict]:
-    """A weight that is zero on some rows trains nothing there."""
+    """A weight that is zero on some rows trains nothing there, a negative one the opposite."""
     if term.target is None:
         return []
     try:
-        zero = [case for case in analysis.cases(term) if not analysis.weight(case).slope]
+        signs = {_sign(analysis, case) for case in analysis.cases(term)}
     except Undecided:
         return []
-    if not zero:
+    if 0 in signs:
+        message = "the loss does not depend on the error: no gradient"
+    elif -1 in signs:
+        message = "the weight of the error is negative: it would grow"
+    else:
         return []
-    message = "the loss does not depend on the error: no gradient"
     diagnostic = Diagnostic(NAME, message, term.loss_span or term.span)
     return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+
+
+def _sign(analysis: Analysis, case: Case) -> int | None:
+    """The sign of a row's weight at a few values of everything in it; None when they differ."""
+    slope, scalars = analysis.weight(case).slope, analysis.loss_scalars
+    if not slope:
+        return 0
+    constants = analysis.objective.constants
+    named = {scalars.index(n): float(v) for n, v in constants.items() if scalars.has(n)}
+    signs = set()
+    for k in range(5):
+        values = {
+            i: 0.1 + 0.8 * ((k * 37 + i * 61) % 100) / 100 for i in range(len(scalars.field.gens))
+        }
+        try:
+            signs.add(scalars.numeric(slope, {**values, **named}) > 0)
+        except (ArithmeticError, ValueError):
+            return None
+    return (1 if signs == {True} else -1) if len(signs) == 1 else None
 
 
 CHECK = Check(

@@ -70,7 +70,7 @@ def compare(analysis: Analysis, other: Objective, claim: Claim) -> list[Pair]:
     )
     if same_values:
         pairs = _compare(analysis, other, claim, True)
-        if all(pair.same for pair in pairs):
+        if pairs[-1].same:
             return pairs
     return _compare(analysis, other, claim, False)
 
@@ -91,7 +91,12 @@ def _compare(analysis: Analysis, other: Objective, claim: Claim, same_values: bo
                 continue
             fitting = [c for c in yours.cases(theirs) if _compatible(case, c, parameter)]
             fitting = fitting or [_same_rows(yours, theirs, case)]
-            pairs += [_pair(mine, yours, case, c, parameter) for c in fitting]
+            for c in fitting:
+                pairs.append(_pair(mine, yours, case, c, parameter))
+                if same_values and not pairs[-1].same:
+                    return pairs  # the values of the constants decide then
+    if not pairs:
+        raise Undecided("there are no rows to compare")
     return pairs
 
 

@@ -17,13 +17,14 @@ from sympy import QQ
 from sympy.polys.fields import FracField
 from sympy.polys.orderings import lex
 
-from flowdsl.proof.errors import Pole, Undecided
+from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.proof.text import element_text
 
 Element = Any  #: a sympy FracElement of one `Scalars` field
 
 ORDER = 5  #: Taylor polynomials in small quantities keep this many orders
 SMALLS = 5  #: how many small quantities may be in use at once
+LIMIT = 300  #: a scalar with more terms than this is given up
 SPARE = 14  #: how many transcendental generators an objective may need, unless it says
 
 
@@ -53,6 +54,7 @@ class Rationals:
         self.defined: dict[int, Defined] = {}
         self._found: dict[tuple[str, object], int] = {}
         self.roots: list[int] = []
+        self.clock: Clock | None = None  # looked at now and then
         self.truncated = False  # whether a Taylor polynomial stands for a function somewhere
 
     # generators
@@ -170,10 +172,32 @@ class Rationals:
                 even = even + part
         return even, odd
 
+    def guard(self, x: Element) -> Element:
+        """x itself. Raises `Undecided` when it has grown too large, or when time is up."""
+        if len(x.numer) + len(x.denom) > LIMIT:
+            raise Undecided(f"a scalar with more than {LIMIT} terms")
+        if self.clock is not None:
+            self.clock.look()
+        return x
+
+    def product(self, a: Element, b: Element) -> Element:
+        """a b, unless it would be too large."""
+        if len(a.numer) * len(b.numer) > 4 * LIMIT or len(a.denom) * len(b.denom) > 4 * LIMIT:
+            raise Undecided(f"a scalar with more than {LIMIT} terms")
+        total = self.guard(a * b)
+        return self.normal(total) if self.roots else total
+
+    def power(self, x: Element, exponent: int) -> Element:
+        """x to a whole power, one factor at a time."""
+        total = self.one
+        for _ in range(exponent):
+            total = self.product(total, x)
+        return total
+
     def divide(self, a: Element, b: Element) -> Element:
         if not b:
             raise Pole
-        return self.normal(a / b) if self.roots else a / b
+        return self.product(a, self.one / b)
 
     def derivative(self, x: Element, index: int) -> Element:
         """The partial derivative in a generator, functions of it included."""

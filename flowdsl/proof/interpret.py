@@ -308,11 +308,12 @@ class Reader:
             case "sub":
                 total = values[0] - values[1]
             case "mul":
-                total = values[0] * values[1]
+                return scalars.product(values[0], values[1])
             case "neg":
                 total = -values[0]
             case _:
                 return scalars.divide(values[0], values[1])
+        scalars.guard(total)
         return scalars.normal(total) if scalars.roots else total
 
     def _power(self, expr: Apply, args: tuple[Expr, ...]) -> Element:
@@ -322,10 +323,8 @@ class Reader:
             return self._opaque(expr)
         if exponent.denominator == 2:
             base = scalars.sqrt(base)
-        power = base ** abs(exponent.numerator)
-        if exponent < 0:
-            power = scalars.divide(scalars.one, power)
-        return scalars.normal(power) if scalars.roots else power
+        power = scalars.power(base, abs(exponent.numerator))
+        return scalars.divide(scalars.one, power) if exponent < 0 else power
 
     def _in_curriculum(self, expr: Expr) -> bool:
         return any(isinstance(node, Training) for node in walk(expr))

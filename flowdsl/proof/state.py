@@ -51,8 +51,10 @@ class State:
         for atom, c in other.terms.items():
             old = terms.get(atom)
             total = c if old is None else old + c
-            if old is not None and self.scalars.roots:
-                total = self.scalars.normal(total)
+            if old is not None:
+                self.scalars.guard(total)
+                if self.scalars.roots:
+                    total = self.scalars.normal(total)
             if total:
                 terms[atom] = total
             else:
@@ -71,8 +73,8 @@ class State:
             return State(self.scalars, {})
         if factor == 1:
             return self
-        normal = self.scalars.normal if self.scalars.roots else _same
-        products = {atom: normal(c * factor) for atom, c in self.terms.items()}
+        product = self.scalars.product
+        products = {atom: product(c, factor) for atom, c in self.terms.items()}
         return State(self.scalars, {atom: c for atom, c in products.items() if c})
 
     def over(self, divisor: Element) -> State:
@@ -91,10 +93,6 @@ class State:
         for atom in self.terms:
             yield atom
             yield from atom.inside()
-
-
-def _same(x: Element) -> Element:
-    return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +196,7 @@ class Calculus:
 
     def __init__(self, scalars: Scalars, rules: Sequence[Rule], clock: Clock) -> None:
         self.scalars = scalars
+        scalars.clock = clock
         self.rules = tuple(rules)
         self.clock = clock
         self._known: dict[object, Atom] = {}
