@@ -86,6 +86,7 @@ def loss(
     goal = torch.where(pad(diagonal, data), guided, goal)
 
     error = mean_squares(u(z, t, r, label=shown) - goal.detach())
-    weight = torch.ones_like(t) if alpha == 0 else torch.where(diagonal, 1.0, alpha)
+    ones = torch.ones_like(t)
+    weight = ones if alpha == 0 else torch.where(diagonal, ones, alpha * ones)
     value = (weight * adaptive(error, power, offset)).mean()
     return value, {"target": value.detach()}
