@@ -22,8 +22,7 @@ from tests.exact_support import along, every_path, seeded, states_of, times_of
 
 torch.set_num_threads(1)
 
-# --- paths
-# -----------------------------------------------------------------------------------------
+# --- paths ---
 
 
 @every_path
@@ -66,8 +65,7 @@ def test_a_mixture_refuses_a_covariance_that_is_none() -> None:
         GaussianMixture.from_covariances(torch.ones(1), torch.zeros(1, 2), -torch.eye(2)[None])
 
 
-# --- the marginal velocity
-# ---------------------------------------------------------------------------
+# --- the marginal velocity ---
 
 
 @every_path
@@ -141,8 +139,7 @@ def test_the_null_label_is_the_whole_mixture() -> None:
     assert (field.velocity(state, time, label) - field.velocity(state, time)).abs().max() > 0.1
 
 
-# --- posteriors
-# -------------------------------------------------------------------------------------
+# --- posteriors ---
 
 
 @every_path

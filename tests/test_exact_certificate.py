@@ -62,8 +62,7 @@ def certificate(
     return certify(loss, field, {"u": average_velocity(FlowMap(field, steps))}, sampling=sampling)
 
 
-# --- right ones vanish
-# -------------------------------------------------------------------------------
+# --- right ones vanish ---
 
 
 def test_flow_matching_vanishes() -> None:
@@ -116,8 +115,7 @@ def test_shortcut_and_tvm_terms_are_exactly_zero_at_the_truth() -> None:
     assert record.metrics["target"] < 1e-6 < 0.1 < record.metrics["anchor"]
 
 
-# --- wrong ones stand out
-# ------------------------------------------------------------------------------
+# --- wrong ones stand out ---
 
 
 def test_meanflow_with_the_wrong_sign_stands_out() -> None:
@@ -169,8 +167,7 @@ def test_terminal_velocity_read_at_the_wrong_point_stands_out() -> None:
     assert certify(loss, PLAIN, truth, sampling=QUICK).stands_out()
 
 
-# --- the estimator itself
-# -------------------------------------------------------------------------------
+# --- the estimator itself ---
 
 
 def test_copies_of_a_state_estimate_the_same_gradient_with_less_noise() -> None:
@@ -265,8 +262,7 @@ def test_the_moment_of_training_reaches_the_loss() -> None:
     assert late.vanishes()
 
 
-# --- exact networks
-# ----------------------------------------------------------------------------------------
+# --- exact networks ---
 
 
 def example_inputs(rows: int = 20) -> tuple[Tensor, Tensor, Tensor, Tensor]:

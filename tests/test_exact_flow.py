@@ -26,8 +26,7 @@ from tests.exact_support import PATHS, along, every_path, seeded, states_of, tim
 
 torch.set_num_threads(1)
 
-# --- the integrator
-# ----------------------------------------------------------------------------------
+# --- the integrator ---
 
 
 def test_the_tableau_refuses_slips() -> None:
@@ -74,8 +73,7 @@ def test_flow_maps_converge_at_order_eight(name: str) -> None:
     assert 0.5 * worst < estimate < 2 * worst
 
 
-# --- identities
-# ---------------------------------------------------------------------------------------
+# --- identities ---
 
 
 @st.composite
@@ -174,8 +172,7 @@ def test_jacobians_of_flow_maps_do_not_commute(mixture: GaussianMixture, least: 
     assert (swapped - whole).norm() > least * whole.norm()
 
 
-# --- the diagonal
-# --------------------------------------------------------------------------------------
+# --- the diagonal ---
 
 
 def total_rate(field: MixtureField, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -237,8 +234,7 @@ def test_forward_and_reverse_derivatives_to_second_order() -> None:
     assert torch.autograd.gradgradcheck(function, (x, t, s), check_fwd_over_rev=True)
 
 
-# --- one Gaussian
-# ----------------------------------------------------------------------------------------
+# --- one Gaussian ---
 
 
 def covariance(seed: int, dimension: int) -> Tensor:
@@ -289,8 +285,7 @@ def test_a_mixture_of_one_is_a_gaussian(path: AffinePath) -> None:
     )
 
 
-# --- guided fields, cuts and clocks
-# ------------------------------------------------------------------------
+# --- guided fields, cuts and clocks ---
 
 
 def test_guidance_extrapolates_between_labels() -> None:
