@@ -6,6 +6,7 @@ source text -> syntax tree -> typed objective -> report
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flowdsl.clauses import all_clauses
-from flowdsl.diagnostics import Source, did_you_mean, fail
-from flowdsl.spec.assemble import resolve
+from flowdsl.diagnostics import Source, Span, did_you_mean, fail
+from flowdsl.spec.assemble import resolve, resolve_claims
+from flowdsl.spec.core import Expr
 from flowdsl.spec.merge import merge_ancestors
 from flowdsl.spec.objective import Objective
 from flowdsl.syntax.format import format_tree
@@ -118,7 +120,7 @@ def merged(tree: Tree) -> Tree:
 def typed(tree: Tree) -> Objective:
     """Syntax tree -> typed objective."""
     try:
-        return resolve(merged(tree), all_clauses(), prelude(), parse_rule)
+        return resolve(merged(tree), all_clauses(), prelude(), parse_rule, _derive_target)
     except RecursionError:
         raise fail(
             "resolve",
@@ -126,6 +128,13 @@ def typed(tree: Tree) -> Objective:
             tree.name_span,
             hint="a spec needs a handful of definitions, each a few steps from the network",
         ) from None
+
+
+def _derive_target(objective: Objective, name: str, span: Span) -> tuple[Expr, Expr]:
+    """`target derived`: prediction and target, written by the calculus."""
+    from flowdsl.proof.derive import derive_target
+
+    return derive_target(objective, name, span)
 
 
 def load(spec: str | Path) -> Objective:
@@ -150,6 +159,63 @@ def checked(
     from flowdsl.checks import check
 
     return check(objective, only=only, time_limit=time_limit, find=load)
+
+
+def derived(objective: Objective, *, latex: bool = False) -> str:
+    """The target that map and moving time imply, step by step."""
+    from flowdsl.proof.derive import derive
+
+    derivation = derive(objective)
+    return derivation.latex if latex else derivation.text
+
+
+def compared(
+    objective: Objective, other: Objective, *, at: str | None = None, near: str | None = None
+) -> Report:
+    """Whether two objectives have the same value, and the same gradient, for every network.
+
+    `at` and `near` are `NAME == VALUE`; the answers are the verdicts of two claims.
+    """
+    from flowdsl.checks import check
+
+    where = f" at {at}" if at else f" near {near}" if near else ""
+    lines = "\n".join(f"  same {what} as {other.name}{where}" for what in ("value", "gradient"))
+    asked = parse(read_source(f"objective {objective.name}\nclaims\n{lines}", "<question>"))
+    claims = resolve_claims(asked, all_clauses(), objective)
+    return check(replace(objective, claims=claims), only=["claims"], find=lambda _: other)
+
+
+def recipe(tree: Tree) -> dict[str, object]:
+    """The settings for training that come with an objective, or with what it extends.
+
+    A recipe is a TOML file `recipes/NAME.toml` beside the spec; it is no part of the mathematics.
+    """
+    folder = Path(tree.source.name).parent / "recipes"
+    path = folder / f"{tree.name}.toml"
+    if path.is_file():
+        try:
+            return tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise fail("file", f"{path} cannot be read: {error}") from None
+    if tree.extends is None:
+        return {}
+    here = Path(tree.source.name).parent
+    return recipe(parse(find_source(tree.extends, here if here.is_dir() else None)))
+
+
+def drawn(program: Program, *, as_picture: bool) -> str:
+    """A program as text (what each pass gained, then every value), or as an SVG picture."""
+    from flowdsl.ir.picture import svg
+    from flowdsl.ir.text import graph_text
+    from flowdsl.passes.run import protocol
+
+    if as_picture:
+        return svg(program.phases[-1].graph)
+    parts = [protocol(program)]
+    for phase in program.phases:
+        title = f"\nphase {phase.name}\n" if phase.name else "\n"
+        parts.append(title + graph_text(phase.graph))
+    return "\n".join(parts)
 
 
 def optimised(

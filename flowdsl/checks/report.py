@@ -44,6 +44,13 @@ class Verdict:
         """The status as it is shown: `order 2` with its number."""
         return f"order {self.order}" if self.status == "order" else self.status
 
+    @property
+    def reason(self) -> str:
+        """The message with the identities it rests on and what is left over."""
+        by = " or ".join(" + ".join(names) for names in self.identities if names)
+        text = f"{self.message} (by {by})" if by else self.message
+        return f"{text}: {self.left_over}" if self.left_over else text
+
     def as_dict(self) -> dict[str, object]:
         return {
             "check": self.check,
@@ -99,14 +106,8 @@ class Report:
     def render(self) -> str:
         """The verdicts as an aligned table: check, term, rows, verdict, reason."""
         head = ("check", "term", "rows", "verdict", "reason")
-        rows = [(v.check, v.term, v.case, v.shown, _reason(v)) for v in self.verdicts]
+        rows = [(v.check, v.term, v.case, v.shown, v.reason) for v in self.verdicts]
         return _table([head, *rows])
-
-
-def _reason(verdict: Verdict) -> str:
-    by = " or ".join(" + ".join(names) for names in verdict.identities if names)
-    text = f"{verdict.message} (by {by})" if by else verdict.message
-    return f"{text}: {verdict.left_over}" if verdict.left_over else text
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from flowdsl.diagnostics import Diagnostic, DiagnosticError, Span, fail
+from flowdsl.diagnostics import Diagnostic, DiagnosticError, Span, did_you_mean, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.core import (
     Apply,
@@ -16,7 +16,7 @@ from flowdsl.spec.core import (
     sub,
     walk,
 )
-from flowdsl.spec.objective import DrawDeclaration, LawCall, Network, Objective, Term
+from flowdsl.spec.objective import Claim, DrawDeclaration, LawCall, Network, Objective, Term
 from flowdsl.spec.resolve import Env, Resolver
 from flowdsl.spec.scope import Scope, TermLine
 from flowdsl.syntax.lines import Binding
@@ -83,6 +83,30 @@ def resolve(
         networks=networks,
         draws=_in_order(resolver.draws),
     )
+
+
+def resolve_claims(
+    tree: Tree, clauses: Sequence[Clause], objective: Objective
+) -> tuple[Claim, ...]:
+    """The claims of a spec that has nothing else, about an objective that is resolved already."""
+    scope = Scope(tree, clauses, {}, _no_rule)
+    for clause in clauses:
+        clause.enter(scope, tree.lines(clause.keyword))
+    resolver = Resolver(scope)
+    claims = tuple(line(resolver.expression) for line in scope.claim_lines)
+    for claim in claims:
+        if claim.parameter is not None and claim.parameter not in objective.definitions:
+            raise fail(
+                "resolve",
+                f"`{objective.name}` has no `{claim.parameter}`",
+                claim.span,
+                hint=did_you_mean(claim.parameter, objective.definitions),
+            )
+    return claims
+
+
+def _no_rule(text: str) -> Expression:
+    raise ValueError(f"a claim's value needs no derivative: {text}")
 
 
 def _no_clashes(scope: Scope) -> None:
