@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.func import functional_call, grad, jvp
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,9 +36,13 @@ from flowdsl.runtime.nets import (
     build_network,
     configure,
     dit,
+    layers,
     network_from_config,
+    norms,
 )
+from flowdsl.runtime.nets.attention import dual_attention
 from flowdsl.runtime.nets.build import initialise
+from flowdsl.runtime.nets.duals import join, split
 from flowdsl.runtime.nets.layers import FEATURES, HIGHEST, LOWEST, Linear, time_features
 
 TINY = Size("tiny", depth=2, width=16, heads=2)
@@ -289,7 +294,7 @@ class TestDerivatives:
         features, slopes = jvp(time_features, (t,), (torch.ones_like(t),))
         assert features.shape == (50, FEATURES)
         assert float(slopes.abs().max()) <= HIGHEST + 1e-9
-        assert float(slopes.square().mean().sqrt()) < 4
+        assert float(slopes.square().mean().sqrt()) < 1
 
 
 class Products(TorchDispatchMode):
@@ -671,6 +676,74 @@ class TestCompiled:
         assert gap([found], [wanted]) < 1e-12
 
 
+class TestTraced:
+    def test_loss_and_gradients_of_a_recorded_derivative(self) -> None:
+        """A graph of elementary operations, as a compiler of losses records it once."""
+        network = stirred(config(size=replace(TINY, depth=1)))
+        z, t, r, w, label, dz = batch()
+        names, weights = zip(*network.named_parameters(), strict=True)
+
+        def both(weights: tuple[Tensor, ...], z: Tensor, t: Tensor, r: Tensor) -> Any:
+            state = dict(zip(names, weights, strict=True))
+            rest = {"label": label, "w": w}
+            f = lambda *x: functional_call(network, state, x, rest)  # noqa: E731
+            return jvp(f, (z, t, r), (dz, torch.ones_like(t), torch.zeros_like(r)))
+
+        recorded = make_fx(both)(weights, z, t, r)
+        pairs = [f(weights, z, t, r) for f in (recorded, both)]
+        assert gap(*pairs) < 1e-12
+        found, wanted = (
+            torch.autograd.grad((u.sin() * du + du**2).sum(), weights) for u, du in pairs
+        )
+        assert gap(found, wanted) < 1e-10
+
+
+class TestTheTestsCanFail:
+    """Mistakes that leave outputs and derivatives as they were must show in the comparisons."""
+
+    def through_the_derivative(self) -> float:
+        network = stirred(config())
+        z, t, r, w, label, dz = batch()
+        moves, weights = (dz, torch.ones_like(t), 0 * r), list(network.parameters())
+        pair = jvp(closed(network, label, w), (z, t, r), moves)
+        wanted = by_reverse(closed(by_hand(network), label, w), (z, t, r), moves)
+        assert gap(pair, wanted) < 1e-10
+        found, right = (
+            torch.autograd.grad(
+                (x[1] ** 2).sum(), weights, allow_unused=True, materialize_grads=True
+            )
+            for x in (pair, wanted)
+        )
+        return gap(found, right)
+
+    def test_as_it_is(self) -> None:
+        assert self.through_the_derivative() < 1e-10
+
+    def test_a_norm_whose_scale_is_a_constant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What PyTorch's layer norm does."""
+        unit = norms._unit
+
+        def frozen(x: Tensor) -> tuple[Tensor, Tensor]:
+            normal, scale = unit(x)
+            return normal, scale.detach()
+
+        monkeypatch.setattr(norms, "_unit", frozen)
+        assert self.through_the_derivative() > 0.01
+
+    def test_an_attention_matrix_that_is_a_constant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A forward rule that keeps its softmax without the graph behind it."""
+
+        def frozen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            values, tangents = split(q, k, v)
+            output, _ = dual_attention(*values, *tangents)
+            with torch.no_grad():
+                _, tangent = dual_attention(*values, *tangents)
+            return join(output, tangent)
+
+        monkeypatch.setattr(layers, "attention", frozen)
+        assert self.through_the_derivative() > 0.01
+
+
 class TestRebuilding:
     def test_through_json(self) -> None:
         first = stirred(config(heads="u:state v:state", own_blocks=1, qk_norm=True), torch.float32)
@@ -723,7 +796,9 @@ class TestSizes:
     @pytest.mark.parametrize(
         ("size", "height", "width", "patch"),
         [
-            ("nano", 8, 8, 1),
+            ("nano", 4, 4, 1),
+            ("nano", 8, 8, 2),
+            ("nano", 8, 7, 1),
             ("nano", 16, 16, 2),
             ("nano", 28, 28, 4),
             ("nano", 32, 32, 4),

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from flowdsl.diagnostics import fail
 from flowdsl.runtime.contract import NULL_LABEL, ArgumentKind
@@ -56,8 +57,9 @@ class Network(nn.Module):
         return functional.silu(total)
 
     def _check_labels(self, label: Tensor) -> None:
-        """Always on a CPU; once elsewhere, where to look at values is to wait; never compiled."""
-        if torch.compiler.is_compiling() or (self._labels_checked and label.device.type != "cpu"):
+        """Always on a CPU; once elsewhere, where to look at values is to wait; never in a trace."""
+        traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+        if traced or (self._labels_checked and label.device.type != "cpu"):
             return
         check_labels(self.config, label)
         self._labels_checked = True

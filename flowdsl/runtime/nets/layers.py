@@ -17,7 +17,10 @@ from flowdsl.runtime.nets.duals import innermost_transform, join, split
 from flowdsl.runtime.nets.norms import normalised
 
 #: Angular frequencies of the time features, geometrically spaced between these, and their number.
-LOWEST, HIGHEST = 0.25, 8.0
+#: Higher ones fit a velocity sooner, but their derivatives spoil a map: on digits, four hundred
+#: steps of MeanFlow leave one-step samples 1.5 times as far from the data with 8 as with 2, and
+#: 3.5 times with 16.
+LOWEST, HIGHEST = 0.25, 2.0
 FEATURES = 64
 
 

@@ -48,12 +48,15 @@ def find_size(name: str) -> Size:
 
 
 def choose_patch(size: Size, height: int, width: int) -> int:
-    """The smallest power of two that divides the picture and makes at most `size.tokens` tokens.
+    """The smallest power of two that divides the picture and makes at most `size.tokens` tokens,
+    and of pictures from 8 x 8 no more tokens than a patch of 2 makes.
 
     Where no such power makes so few, the largest that divides.
     """
+    limit = min(size.tokens, max(height * width // 4, 16))
     patch = 1
-    while height * width > size.tokens * patch**2 and (height | width) % (2 * patch) == 0:
+    # Two numbers are both divisible by a power of two when their bits together are.
+    while height * width > limit * patch**2 and (height | width) % (2 * patch) == 0:
         patch *= 2
     return patch
 
