@@ -2,51 +2,108 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowdsl.cli.common import constants
+from flowdsl.cli.common import SetOption, constants, numbers
+
+
+class Clock(StrEnum):
+    """What is a step's time."""
+
+    wall = "wall"
+    cpu = "cpu"
 
 
 def bench(
     specs: Annotated[list[str], typer.Argument(help="Shipped names or paths.")],
-    size: Annotated[str, typer.Option(help="Size of the bundled network.")] = "nano",
-    resolution: Annotated[int, typer.Option(help="Pixels of the random images.")] = 8,
-    channels: Annotated[int, typer.Option(help="Channels of the random images.")] = 1,
-    patch: Annotated[int | None, typer.Option(help="Patch of the network in pixels.")] = None,
-    batch: Annotated[int, typer.Option(help="Rows per step.")] = 64,
-    repeats: Annotated[int, typer.Option(help="Rounds; each runs every variant once.")] = 7,
-    progress: Annotated[float, typer.Option(help="Where in training, from 0 to 1.")] = 0.5,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Replace a constant of the specs."),
+    size: Annotated[
+        str, typer.Option(help="Sizes of the bundled network: `nano`, or `nano,micro`.")
+    ] = "nano",
+    resolution: Annotated[
+        str, typer.Option(help="Pixels of the random images, one or several: `8,16`.")
+    ] = "8",
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the random images.")] = 1,
+    patch: Annotated[
+        int | None, typer.Option(min=1, help="Patch of the network in pixels.")
     ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Blocks, in place of those of the size.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Features of a token, in place of the size's.")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Heads of attention, in place of the size's.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; each runs every step once.")] = 7,
+    progress: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Where in training; by default, once in each phase."),
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Also under torch.compile, checked against eager.")
+    ] = False,
+    backend: Annotated[str, typer.Option(help="The compiler of torch.compile.")] = "inductor",
+    float64: Annotated[bool, typer.Option("--float64", help="In double precision.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; by default, torch's choice.")
+    ] = None,
+    clock: Annotated[
+        Clock,
+        typer.Option(help="cpu: this process's processor time, steadier on a busy machine."),
+    ] = Clock.wall,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data and draws.")] = 0,
+    set_: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write the table as JSON.")
+        Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")
     ] = None,
 ) -> None:
-    """Time a training step: optimised against unoptimised, interleaved in one process.
+    """Measure a training step: optimised against unoptimised, interleaved in one process.
 
-    A plain flow matching step on the same network is the unit. Values and gradients of the two are
-    compared in the same run.
+    A plain flow matching step on the same network is the unit. Time, products of matrices, network
+    calls, peak memory; value and every gradient of the two are compared in the same run.
 
-    Example: flowdsl bench meanflow tvm --size nano
+    Exit status: 0; 1 when a step compiled by torch computes something else.
+
+    Examples: flowdsl bench meanflow tvm --size nano,micro;
+    flowdsl bench my.flow --resolution 16 --depth 6 --width 192 --compile
     """
-    from flowdsl.cli.benching import run_bench
+    import torch
 
-    run_bench(
-        specs,
-        size=size,
-        shape=(channels, resolution, resolution),
+    from flowdsl.cli.benching import NetworkOptions, run_bench
+    from flowdsl.runtime.bench import BenchOptions
+
+    networks = NetworkOptions(
+        sizes=tuple(part.strip() for part in size.split(",")),
+        resolutions=numbers(resolution, "--resolution"),
+        channels=channels,
         patch=patch,
+        depth=depth,
+        width=width,
+        heads=heads,
+    )
+    options = BenchOptions(
         batch=batch,
         repeats=repeats,
-        progress=progress,
-        constants=constants(set_),
-        out=out,
+        seed=seed,
+        dtype=torch.float64 if float64 else torch.float32,
+        clock="cpu" if clock is Clock.cpu else "wall",
+        threads=threads,
+        device=device,
+        compile=backend if compile_ else None,
     )
+    status = run_bench(
+        specs, networks, options,
+        progress=progress, constants=constants(set_), as_json=as_json, out=out,
+    )  # fmt: skip
+    raise typer.Exit(status)
 
 
 def doctor(

@@ -23,6 +23,6 @@ def functions(source: str, name: str = "objective") -> dict[str, Callable[..., A
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     filename = f"<flowdsl {name} {digest}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    space: dict[str, Any] = {"__name__": f"flowdsl_{digest}"}
+    space: dict[str, Any] = {}  # without __name__: Dynamo would try to import a module of that name
     exec(compile(source, filename, "exec"), space)
     return {key: value for key, value in space.items() if callable(value)}

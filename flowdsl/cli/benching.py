@@ -1,0 +1,106 @@
+"""`bench`: compile both ways, hand them to the runtime, show what it measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+import flowdsl
+from flowdsl.cli.common import write
+from flowdsl.cli.phases import phase_points
+from flowdsl.diagnostics import fail
+from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
+from flowdsl.runtime.nets.sizes import find_size
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The networks to measure on: every size at every resolution."""
+
+    sizes: tuple[str, ...]
+    resolutions: tuple[int, ...]
+    channels: int = 1
+    patch: int | None = None
+    depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting(
+                resized(find_size(size), depth=self.depth, width=self.width, heads=self.heads),
+                (self.channels, resolution, resolution),
+                self.patch,
+            )
+            for size in self.sizes
+            for resolution in self.resolutions
+        ]
+
+
+def run_bench(
+    specs: list[str],
+    networks: NetworkOptions,
+    options: BenchOptions,
+    *,
+    progress: float | None,
+    constants: Mapping[str, float],
+    as_json: bool,
+    out: Path | None,
+) -> int:
+    """Measures the specs and shows a table; 1 when a compiled step was refused, else 0.
+
+    `progress` None measures each phase of training once. A constant is replaced in the specs that
+    have it, and must be known to one.
+    """
+    losses, phases = {}, {}
+    objectives = {spec: flowdsl.load(spec) for spec in dict.fromkeys(specs)}
+    for spec, objective in objectives.items():
+        known = {k: v for k, v in constants.items() if k in objective.typed.constants}
+        plain = objective.compile(optimize=False, constants=known)
+        optimised = objective.compile(constants=known)
+        name = objective.name if objective.name not in losses else spec
+        losses[name] = {"plain": plain, "optimised": optimised}
+        phases[name] = phase_points(optimised) if progress is None else {"": progress}
+    _all_known(constants, objectives)
+    with progress_line() as told:
+        result = bench(losses, networks.settings(), options, phases=phases, told=told)
+    show(result, as_json=as_json, out=out)
+    return 0 if result.ok else 1
+
+
+def show(result: BenchResult, *, as_json: bool, out: Path | None) -> None:
+    """The table, or the JSON; and the JSON in a file."""
+    if as_json:
+        typer.echo(result.json(), nl=False)
+    else:
+        Console(highlight=False).print(table(result))
+    if out is not None:
+        write(result.json(), out)
+
+
+def _all_known(constants: Mapping[str, float], objectives: Mapping[str, flowdsl.Objective]) -> None:
+    known = {name for objective in objectives.values() for name in objective.typed.constants}
+    for name in constants:
+        if name not in known:
+            raise fail(
+                "command",
+                f'no spec has a constant "{name}"',
+                facts=[("constants", ", ".join(sorted(known)) or "none")],
+            )
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what goes on; nothing where there is no terminal."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(text)

@@ -1,0 +1,65 @@
+"""`torch.compile` of a step, trusted only after it was checked against the step as it is.
+
+PyTorch 2.13 has compiled such losses to silently wrong gradients, and to nothing at all: a network
+compiled by itself runs uncompiled when the derivative stands around it. So the number of graphs is
+looked at, and value and gradients are compared, every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from flowdsl.diagnostics import did_you_mean, fail
+from flowdsl.runtime.agreement import Agreement, Outcome, compare, outcome
+
+
+def check_backend(name: str) -> None:
+    """Raises a diagnostic for a compiler that torch does not have."""
+    known = torch.compiler.list_backends(exclude_tags=())
+    if name not in known:
+        raise fail(
+            "compile",
+            f'torch has no compiler "{name}"',
+            facts=[("known", ", ".join(known))],
+            hint=did_you_mean(name, known),
+        )
+
+
+def compiled(module: nn.Module, backend: str) -> Any:
+    """The module, to be compiled for fixed shapes at its first call."""
+    return torch.compile(module, backend=backend, dynamic=False)
+
+
+def verify_compiled(
+    step: Callable[[], Any],
+    parameters: Mapping[str, nn.Parameter],
+    reference: Outcome,
+    dtype: torch.dtype,
+) -> tuple[Agreement | None, str]:
+    """Runs a compiled step for the first time and compares it with the step as it is.
+
+    Returns how far they agree, and why the compiled one must be refused, or nothing.
+    """
+    before = int(counters["stats"]["unique_graphs"])
+    try:
+        found = outcome(parameters, step)
+    except Exception as error:
+        return None, f"torch.compile fails: {first_line(error)}"
+    agreement = compare(found, reference, dtype)
+    if int(counters["stats"]["unique_graphs"]) == before:
+        return agreement, "torch.compile compiled nothing, without an error"
+    if not agreement.ok:
+        return agreement, f"compiled, it computes something else: {agreement.text}"
+    return agreement, ""
+
+
+def first_line(error: BaseException) -> str:
+    """The type of an error and what it says first, on one line of moderate length."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
