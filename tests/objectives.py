@@ -44,6 +44,7 @@ from flowdsl.spec.objective import (
     Network,
     Objective,
     Path,
+    Player,
     Term,
 )
 
@@ -312,3 +313,130 @@ ALL = {
     "alphaflow": alphaflow,
     "tvm": tvm,
 }
+
+
+def imf() -> Objective:
+    """Two heads, scalar conditions, the guidance scale an input, `stop` on the derivative only."""
+    d = Draft("imf")
+    d.draw("diagonal", law("share", 0.5))
+    d.draw("dropped", law("share", 0.2), on=rows("diagonal"))
+    d.draw("t r", law("sorted", law("logit_normal", -0.4, 1)))
+    d.draw("omega", law("power_law", 1, 8, 1), kind=Kind.SCALAR)
+    d.draw("lo", law("uniform", 0, 0.5), kind=Kind.SCALAR)
+    d.network("net", "z h", "label", "omega", "lo", heads="u v")
+    t, diagonal, dropped = time("t"), rows("diagonal"), rows("dropped")
+    r = d.define("r", select(diagonal, t, time("r")))
+    label = d.define("label", select(dropped, Null(), LABEL))
+    omega = Draw("omega", Kind.SCALAR, Level.ROW)
+    lo = d.define("lo", select(diagonal, ZERO, Draw("lo", Kind.SCALAR, Level.ROW)))
+    k = d.define("k", select(Apply("lt", (t, lo)), ONE, omega))
+
+    def seen(**changed: Expr) -> tuple[tuple[str, Expr], ...]:
+        plain: dict[str, Expr] = {"label": label, "omega": omega, "lo": lo}
+        return tuple(sorted({**plain, **changed}.items()))
+
+    def v(**changed: Expr) -> Evaluate:
+        return Evaluate("net", "v", (z(t), ZERO), seen(**changed))
+
+    own = d.define("own", v(omega=k, lo=ZERO))
+    gain = sub(own, v(omega=ONE, lo=ZERO, label=Null()))
+    guided = d.define(
+        "guided",
+        select(
+            dropped,
+            velocity(t),
+            add(velocity(t), mul(sub(ONE, div(ONE, k)), gain)),
+        ),
+    )
+    gap = sub(t, r)
+    u = Evaluate("net", "u", (z(t), gap), seen())
+    change = Evaluate("net", "u", (z(t), gap), seen(), ((own, ONE),))
+    average = add(u, mul(gap, Stop(change)))
+    instant = Evaluate("net", "v", (z(t), gap), seen())
+    aim = Stop(guided)
+    state, start, end = Formal("z", Kind.STATE), Formal("t", Kind.TIME), Formal("r", Kind.TIME)
+    step = sub(start, end)
+    body = sub(state, mul(step, Evaluate("net", "u", (state, step), seen())))
+    return d.objective(
+        Term("average", "target", average, aim, adaptive(error(average, aim), 1, 0.01)),
+        Term("instant", "target", instant, aim, adaptive(error(instant, aim), 1, 0.01)),
+        maps={"map": FlowMap("map", "z", state, start, end, body)},
+        moving=Moving("t", own),
+    )
+
+
+def distillation() -> Objective:
+    """Data-free distillation: a frozen teacher, an auxiliary network, players, a batch statistic."""
+    d = Draft("distillation")
+    d.constants = {"gamma": Fraction(2)}
+    d.draw("corrected", law("share", 0.25))
+    d.draw("s", law("uniform", 0, 1))
+    d.draw("r", law("logit_normal", 0.8, 1))
+    d.draw("noise'", law("normal", 0, 1), kind=Kind.STATE)
+    d.network("F", "z s", "label")
+    d.network("teacher", "z t", "label", frozen=True)
+    d.network("fake", "z t", "label")
+    s, r, corrected = time("s"), time("r"), rows("corrected")
+    seen: tuple[tuple[str, Expr], ...] = (("label", LABEL),)
+    fresh = Draw("noise'", Kind.STATE, Level.ROW)
+
+    def jump(at: Expr) -> Expr:
+        return add(NOISE, mul(sub(at, ONE), Evaluate("F", "F", (NOISE, at), seen)))
+
+    def guided(x: Expr, at: Expr) -> Expr:
+        known = Evaluate("teacher", "teacher", (x, at), seen)
+        blind = Evaluate("teacher", "teacher", (x, at), (("label", Null()),))
+        gamma = Constant("gamma")
+        return add(mul(gamma, known), mul(sub(ONE, gamma), blind))
+
+    x = d.define("x", PathState("z", r, jump(ZERO), fresh))
+    rate = PathVelocity("z", r, jump(ZERO), fresh)
+    own = Evaluate("F", "F", (NOISE, s), seen)
+    moving = add(own, mul(sub(s, ONE), Evaluate("F", "F", (NOISE, s), seen, ((None, ONE),))))
+    drift = d.define("drift", sub(moving, guided(jump(s), s)))
+    excess = d.define("excess", sub(Evaluate("fake", "fake", (x, r), seen), guided(x, r)))
+    sizes = [Apply("batch_mean", (Apply("norm", (e,)),)) for e in (drift, excess)]
+    balance = d.define("balance", div(*sizes))
+    target = Stop(sub(own, drift))
+    end = Evaluate("F", "F", (NOISE, ZERO), seen)
+    aim = Stop(sub(end, mul(balance, excess)))
+    critic = Evaluate("fake", "fake", (x, r), seen)
+    no = Apply("not", (corrected,))
+    return d.objective(
+        Term("target", "target", own, target, adaptive(mse(own, target), 1, 1e-4), rows=no),
+        Term("correction", "correction", end, aim, mse(end, aim), rows=corrected),
+        Term("critic", "critic", critic, rate, error(critic, rate)),
+        players=(
+            Player("student", ("F",), (("target", 1), ("correction", 2))),
+            Player("critic", ("fake",), (("critic", 1),)),
+        ),
+    )
+
+
+def curvature() -> Objective:
+    """A second derivative, a learned weight, a curriculum that decides, rows outside rows."""
+    d = Draft("curvature")
+    d.draw("first", law("share", 0.5))
+    d.draw("second", law("share", 0.5), on=Apply("not", (rows("first"),)))
+    d.draw("whole", law("batch_bernoulli", 0.5))
+    d.draw("τ s'", law("sorted", law("uniform", 0, 1), law("beta", 2, 3)))
+    d.network("u", "z t r")
+    d.network("phi", "t", heads="phi!")
+    t, s = time("τ"), time("s'")
+    whole = Draw("whole", Kind.TRUTH, Level.STEP)
+    point = (z(t), t, s)
+    twice = Evaluate(
+        "u", "u", point, (), ((velocity(t), ONE, None), (None, None, select(whole, ONE, number(0.5))))
+    )  # fmt: skip
+    late = Apply("gt", (Training("progress"), number(0.5)))
+    weight = select(late, number(2), Apply("exp", (mul(number(-3), Training("progress")),)))
+    extra = select(late, twice, Evaluate("u", "u", (z(s), s, s)))
+    target = Stop(add(velocity(t), select(rows("first"), extra, mul(sub(t, t), twice))))
+    prediction = Evaluate("u", "u", point)
+    worth = Evaluate("phi", "phi", (t,))
+    scored = add(mul(weight, div(error(prediction, target), Apply("exp", (worth,)))), worth)
+    loss = select(rows("second"), scored, mul(number(0.5), scored))
+    return d.objective(Term("target", "target", prediction, target, loss))
+
+
+ALL |= {"imf": imf, "distillation": distillation, "curvature": curvature}

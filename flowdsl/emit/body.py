@@ -162,7 +162,7 @@ class Body:
         call = node.call
         frozen = not call.record
         self.printer.quiet = frozen
-        network = identifier(call.network)
+        network = self.printer.roles[call.network]
         arguments = [self.printer.vector(i) for i in node.inputs[: call.arguments]]
         given = [
             f"{name}={self.printer.vector(i)}"

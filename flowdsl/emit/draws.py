@@ -30,7 +30,8 @@ def share_count(shares: dict[str, Share], name: str, batch: str) -> str:
 
 def scaled(whole: str, share: Fraction) -> str:
     """floor(share * whole) in exact integer arithmetic."""
-    whole = whole if " // " in whole and " - " not in whole else group(whole)
+    bare = whole.endswith(".sum()") or (" // " in whole and " - " not in whole)
+    whole = whole if bare else group(whole)
     times = "" if share.numerator == 1 else f" * {share.numerator}"
     return f"{whole}{times} // {share.denominator}"
 
@@ -127,9 +128,11 @@ class DrawWriter:
         laws = [a for a in law.args if isinstance(a, LawCall)]
         if len(laws) == 1:
             both = self.law(laws[0], f"2, {shape}")
-        else:
-            both = f"torch.stack([{', '.join(self.law(a, shape) for a in laws)}])"
-        return f"{group(both)}.sort(0, descending=True).values"
+            return f"{group(both)}.sort(0, descending=True).values"
+        pair = [self.names.take("one"), self.names.take("two")]
+        self.lines += [f"{n} = {self.law(a, shape)}" for n, a in zip(pair, laws, strict=True)]
+        both = ", ".join(pair)
+        return f"torch.maximum({both}), torch.minimum({both})"
 
     def _share(self, line: DrawLine) -> str:
         share = exact(self.objective, line.law.args[0])
@@ -141,7 +144,7 @@ class DrawWriter:
             )
             return f"torch.randperm(batch, generator=generator, device=data.device) < {count}"
         rows = self.text(line.rows)
-        total = f"{group(rows)}.sum()"
+        total = f"{rows if rows.isidentifier() else f'({rows})'}.sum()"
         count = (
             scaled(total, share)
             if share is not None

@@ -92,7 +92,7 @@ def open_networks(made: Function) -> list[str]:
     roles = dict.fromkeys(made.graph[c].call.network for c in made.graph.calls())
     lines = []
     for role in roles:
-        local = made.names.take(identifier(role))
+        local = made.printer.roles[role] = made.names.take(identifier(role))
         lines.append(f'{local} = networks["{role}"]')
     return lines
 

@@ -24,8 +24,9 @@ def lay_out(text: str, indent: int = 0, width: int = WIDTH) -> list[str]:
         return [pad + text]
     head, body = _statement(text)
     groups = _top_groups(body)
-    if groups and groups[-1][1] == len(body) - 1 and not _operators(body):
-        start, end = groups[-1]
+    filled = [(a, b) for a, b in groups if b > a + 1]
+    if filled and groups[-1][1] == len(body) - 1 and not _operators(body):
+        start, end = filled[-1]  # not the empty brackets of a `.mean()` at the end
         return _split_group(
             head + body[: start + 1], body[start + 1 : end], body[end:], indent, width
         )
@@ -51,7 +52,8 @@ def _statement(text: str) -> tuple[str, str]:
 
 def _split_group(head: str, body: str, tail: str, indent: int, width: int) -> list[str]:
     pad, inner = " " * indent, " " * (indent + 4)
-    if indent + 4 + len(body) <= width:
+    literal = head.endswith("{")  # the entries of a dictionary stand one to a line
+    if indent + 4 + len(body) <= width and not literal:
         return [pad + head, inner + body, pad + tail]
     items = split(body, ",")
     lines = [pad + head]
@@ -116,5 +118,10 @@ def split(body: str, separator: str) -> list[str]:
     """The parts between separators that stand outside all brackets."""
     cuts = [at for at in _outside(body) if body[at] == separator]
     edges = [-1, *cuts, len(body)]
-    parts = [body[a + 1 : b] for a, b in pairwise(edges)]
-    return [p for p in parts if p.strip()]
+    parts: list[str] = []
+    for part in (body[a + 1 : b] for a, b in pairwise(edges)):
+        if parts and parts[-1].strip().startswith("lambda") and ":" not in parts[-1]:
+            parts[-1] += separator + part  # a comma between the parameters of a lambda
+        elif part.strip():
+            parts.append(part)
+    return parts

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from flowdsl.runtime.contract import ObjectiveSignature
@@ -23,6 +25,8 @@ def functions(source: str, name: str = "objective") -> dict[str, Callable[..., A
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     filename = f"<flowdsl {name} {digest}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    space: dict[str, Any] = {}  # without __name__: Dynamo would try to import a module of that name
-    exec(compile(source, filename, "exec"), space)
-    return {key: value for key, value in space.items() if callable(value)}
+    module = ModuleType(f"flowdsl_emitted_{digest}")
+    module.__file__ = filename
+    sys.modules[module.__name__] = module  # torch.compile looks functions up by their module
+    exec(compile(source, filename, "exec"), module.__dict__)
+    return {key: value for key, value in vars(module).items() if callable(value)}

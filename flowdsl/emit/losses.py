@@ -18,7 +18,7 @@ from flowdsl.emit.function import (
 )
 from flowdsl.emit.layout import lay_out
 from flowdsl.emit.names import RESERVED, Names, identifier
-from flowdsl.emit.printer import ATOM, BIT_OR, NOT, Printer
+from flowdsl.emit.printer import ATOM, BIT_OR, NOT, PRODUCT, Printer
 from flowdsl.passes.program import Phase
 from flowdsl.prelude.text import show
 from flowdsl.spec.core import Kind, Level
@@ -49,15 +49,21 @@ def loss_function(writer: Writer, phase: Phase, name: str) -> list[str]:
 
 def _loss_doc(writer: Writer, phase: Phase, name: str) -> list[str]:
     if name != "loss":
-        return [f'"""The loss {_phase_words(phase)}."""']
+        return [f'"""The loss {_phase_words(writer, phase)}."""']
     return lay_docstring(
         "The loss and its terms. data: (batch, ...); label: (batch,), where -1 is no class."
     )
 
 
-def _phase_words(phase: Phase) -> str:
-    words = phase.name.replace("_is_", " = ").replace("_and_", " and ").replace("_", " ")
-    return f"at {words}" if phase.given else "at all other times"
+def _phase_words(writer: Writer, phase: Phase) -> str:
+    if not phase.given:
+        return "at all other times"
+    printer = Printer(writer.program.common, {})
+    for at, _ in phase.given:
+        name = writer.program.common[at].name
+        if name:
+            printer.names[at] = name
+    return "when " + " and ".join(_test(printer, at, value) for at, value in phase.given)
 
 
 def _open_draws(made: Function) -> list[str]:
@@ -108,6 +114,10 @@ def _statements(made: Function, needed: dict[int, frozenset[str]], guarded: bool
                 body.need(root)
         if graph.is_python(output.loss):
             mean = f"torch.as_tensor({printer.text(output.loss)}, device=data.device)"
+        elif output.rows is not None and graph.is_python(output.rows):
+            mean = (
+                f"{printer.text(output.rows, PRODUCT)} * {printer.text(output.loss, ATOM)}.mean()"
+            )
         elif output.rows is not None:
             rows, loss = printer.text(output.rows), printer.text(output.loss)
             mean = f"torch.where({rows}, {loss}, 0).mean()"
@@ -129,7 +139,9 @@ def _statements(made: Function, needed: dict[int, frozenset[str]], guarded: bool
             line for term, mean in results for line in lay_out(f'losses["{term}"] = {mean}', 4)
         ]
     lines += [
-        "    value = sum(losses[name] for name in terms or losses)",
+        "    value = sum(losses.values())"
+        if guarded
+        else "    value = sum(losses[name] for name in terms or losses)",
         "    return value, {name: term.detach() for name, term in losses.items()}",
     ]
     return lines
@@ -179,7 +191,7 @@ def dispatch(writer: Writer) -> list[str]:
             printer.names[at] = names.take(identifier(node.name) if node.name else "phase")
             lines += lay_out(f"{printer.names[at]} = {text}", 4)
     for phase in program.phases:
-        call = f"return loss_{phase.name}({PASSED})"
+        call = f"return loss_{identifier(phase.name)}({PASSED})"
         if not phase.given:
             lines.append(f"    {call}")
             continue

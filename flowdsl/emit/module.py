@@ -7,7 +7,7 @@ from flowdsl.emit.draws import DrawWriter, uses_noise
 from flowdsl.emit.function import Writer, lay_docstring
 from flowdsl.emit.layout import lay_out
 from flowdsl.emit.losses import dispatch, loss_function
-from flowdsl.emit.names import spec_names
+from flowdsl.emit.names import identifier, spec_names
 from flowdsl.emit.samplers import sampler_function
 from flowdsl.ir.sampling import samplers
 from flowdsl.passes.program import Program
@@ -32,7 +32,7 @@ def emit(program: Program, *, derivative: str = "exact") -> str:
     drawn = _draw_function(writer)
     losses: list[str] = []
     for phase in program.phases:
-        name = "loss" if len(program.phases) == 1 else f"loss_{phase.name}"
+        name = "loss" if len(program.phases) == 1 else f"loss_{identifier(phase.name)}"
         losses += [*loss_function(writer, phase, name), "", ""]
     if len(program.phases) > 1:
         losses += [*dispatch(writer), "", ""]

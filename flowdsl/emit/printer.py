@@ -45,6 +45,7 @@ class Printer:
         self.graph = graph
         self.constants = constants  # the spec's constants that the file lets a reader edit
         self.names: dict[int, str] = {}
+        self.roles: dict[str, str] = {}  # the local name of each network
         self.like = like  # a state whose shape others take
         self.time_like = ""  # a vector of times, if there is one
         self.helpers: set[str] = set()
@@ -117,7 +118,7 @@ class Printer:
             case "stop":
                 return self._stop(node.inputs[0])
             case "select":
-                return self._select(node, state)
+                return self._select(at, node, state)
             case "batch_mean":
                 self.helpers.add("batch_mean")
                 return f"batch_mean({self.text(node.inputs[0])})", ATOM
@@ -172,21 +173,31 @@ class Printer:
         return f" {symbol} ".join(self.text(i, own if k == 0 else own + 1)
                                   for k, i in enumerate(node.inputs)), own  # fmt: skip
 
-    def _select(self, node: Node, state: bool) -> Text:
+    def _select(self, at: int, node: Node, state: bool) -> Text:
         condition, yes, no = node.inputs
         if self.graph.is_python(condition):
             parts = (
-                self.text(yes, OR, state and not self.is_state(yes)),
+                self._branch(at, yes, OR),
                 self.text(condition, OR),
-                self.text(no, CHOICE, state and not self.is_state(no)),
+                self._branch(at, no, CHOICE),
             )
             return f"{parts[0]} if {parts[1]} else {parts[2]}", CHOICE
         numbers = self.graph.is_python(yes) and self.graph.is_python(no)
         first = self.text(yes, state=state)
         if numbers and node.kind not in (Kind.LABEL, Kind.TRUTH):
-            first = self._filled(yes, self.like if state else self._vector_like())
+            # torch.where of two plain numbers has a type of its own choice
+            first = f"{self._vector_like()}.new_tensor({first})"
         second = self.text(no, state=state)
         return f"torch.where({self.text(condition, state=state)}, {first}, {second})", ATOM
+
+    def _branch(self, at: int, branch: int, binding: int) -> str:
+        """A branch of a plain `if`, in the shape of the whole."""
+        whole = self.graph[at]
+        if whole.kind in (Kind.TRUTH, Kind.FEATURES) or self.graph.is_python(at):
+            return self.text(branch, binding)
+        if self.is_state(at) and not self.is_state(branch):
+            return f"{self.text(branch, SUM + 1, state=True)} + torch.zeros_like({self.like})"
+        return self.vector(branch) if self.is_row(at) else self.text(branch, binding)
 
     def _vector_like(self) -> str:
         return self.time_like or f"{self.like}.flatten(1)[:, 0]"

@@ -283,11 +283,16 @@ def rewrite(graph: Graph, rule: Rule, order: Iterable[int] | None = None) -> Gra
         moved = builder.refreshed(replace(node, inputs=tuple(place[i] for i in node.inputs)))
         place[at] = builder.rename(rule(builder, moved, at), node.name)
     outputs = [
-        Output(o.term, place[o.loss], None if o.rows is None else place[o.rows])
+        Output(o.term, place[o.loss], _rows(builder, None if o.rows is None else place[o.rows]))
         for o in graph.outputs
     ]
     implies = {(place[a], place[b]): None for a, b in graph.implies}
     return compact(builder.finish(outputs, implies))
+
+
+def _rows(builder: Builder, at: int | None) -> int | None:
+    """The rows of a term; a condition that always holds is none."""
+    return None if at is None or builder.nodes[at].op == "true" else at
 
 
 def compact(graph: Graph) -> Graph:

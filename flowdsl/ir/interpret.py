@@ -199,7 +199,7 @@ class Interpreter:
         def function(*point: Value) -> Value:
             return network(*point, **conditions)
 
-        point = tuple(picked[: call.arguments])
+        point = tuple(x.contiguous().clone() for x in picked[: call.arguments])
         with torch.set_grad_enabled(call.record and torch.is_grad_enabled()):
             if rows is not None and len(rows) == 0:
                 result = self.nothing(call.network)

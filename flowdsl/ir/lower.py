@@ -230,7 +230,7 @@ def unshare(graph: Graph) -> Graph:
     outputs = set(graph.roots)
     for at, node in enumerate(graph.nodes):
         inner = [i for i in node.inputs if not keep[i]]
-        holds_call.append(node.op in NETWORK_OPS or any(holds_call[i] for i in node.inputs))
+        holds_call.append(node.op in NETWORK_OPS or any(holds_call[i] for i in inner))
         depth.append(1 + max((depth[i] for i in inner), default=0))
         copies.append((node.op in NETWORK_OPS) + sum(copies[i] for i in inner))
         named = bool(node.name) or at in outputs or _is_difference(graph, node)

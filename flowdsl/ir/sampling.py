@@ -7,7 +7,6 @@ data + q noise, both conditional means follow, and so does that of a' data + b' 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -243,10 +242,9 @@ def _regression(objective: Objective, term: Term) -> Sampler | None:
     body = predicted
     if target is not None and not _same(objective, target, forms[1]):
         body = solve_velocity(point, predicted, forms[0], forms[1], target, point.data, point.noise)
-    swap: Callable[[Expr], Expr] = lambda e: (  # noqa: E731
-        state if e == point else time if e == point.time else e
-    )
-    body = transform(body, swap)
+    here = transform(point, lambda e: time if e == point.time else e)
+    body = transform(body, lambda e: time if e == point.time else e)
+    body = transform(body, lambda e: state if e == here else e)
     if any(isinstance(node, PathState | PathVelocity) for node in walk(body)):
         return None
     return _made(objective, "velocity", body, state, ((time, "time"),), _VELOCITY)

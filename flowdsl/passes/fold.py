@@ -42,8 +42,8 @@ def fold(graph: Graph) -> Graph:
 
 
 def _deciding_constants(graph: Graph) -> frozenset[str]:
-    """The constants whose values decide: those in a constant expression that is 0, 1 or -1, or a
-    truth value.
+    """The constants whose values decide: in a constant expression that is 0, 1 or -1, or in a
+    comparison.
     """
     values: list[Fraction | None] = []
     inside: list[frozenset[str]] = []
@@ -54,9 +54,10 @@ def _deciding_constants(graph: Graph) -> frozenset[str]:
             names = frozenset({str(node.detail)})
         inside.append(names if node.level is Level.CONSTANT else frozenset())
         values.append(_value(graph, node, [values[i] for i in node.inputs]))
-        special = values[-1] in (0, 1, -1) or node.kind is Kind.TRUTH
-        if node.level is Level.CONSTANT and names and special:
+        if node.level is Level.CONSTANT and values[-1] in (0, 1, -1):
             found |= names
+        if node.op in COMPARISONS:
+            found |= frozenset().union(*(inside[i] for i in node.inputs))
     return frozenset(found)
 
 

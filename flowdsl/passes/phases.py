@@ -8,7 +8,7 @@ curricula, split the loss into straight graphs, one per phase: at alpha = 0 the 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 from flowdsl.ir.graph import Builder, Graph, Node, rewrite
@@ -16,7 +16,8 @@ from flowdsl.passes.common import common
 from flowdsl.passes.decide import decide
 from flowdsl.passes.fold import fold, simplify
 from flowdsl.passes.program import Phase
-from flowdsl.spec.core import COMPARISONS, Kind, Level
+from flowdsl.prelude.text import show
+from flowdsl.spec.core import COMPARISONS, Level
 
 MOST_PHASES = 8
 Given = tuple[tuple[int, Fraction | bool], ...]
@@ -54,6 +55,8 @@ def _splits(graph: Graph) -> list[_Split]:
     splits: dict[int, list[Fraction | bool]] = {}
     for at, values in _resting(graph).items():
         kept = [v for v in values if _passes(graph, ((at, v),)) < base]
+        if True in values and any(isinstance(v, bool) for v in kept):
+            kept = [True]  # the rest is where it is false
         if kept:
             splits[at] = kept
     return [_Split(at, tuple(values)) for at, values in splits.items()]
@@ -112,18 +115,26 @@ def specialise(graph: Graph, given: Given, excluded: Given = ()) -> Graph:
 
 
 def _name(graph: Graph, given: Given) -> str:
-    """A name for a phase, fit for a function: `alpha_is_0`."""
+    """A name for a phase, fit for a function: `alpha_is_0`, `progress_above_0_5`."""
     if not given:
         return "otherwise"
     words = []
     for at, value in given:
         node = graph[at]
-        name = node.name or ("phase" if node.kind is not Kind.TRUTH else "condition")
-        shown = str(value).lower().replace("/", "_over_").replace("-", "minus_")
-        words.append(f"{name}_is_{shown}")
-    return re.sub(r"\W", "_", "_and_".join(words))
+        if isinstance(value, bool):
+            sides = [_word(graph, i) for i in node.inputs]
+            words.append(f"{sides[0]}_{_RELATIONS[node.op]}_{sides[1]}")
+        else:
+            words.append(f"{_word(graph, at)}_is_{show(value)}")
+    spelled = "_and_".join(words).replace("-", "minus_").replace(" / ", "_over_")
+    return re.sub(r"\W", "_", spelled)
 
 
-def renamed(phase: Phase, graph: Graph) -> Phase:
-    """The same phase with another graph."""
-    return replace(phase, graph=graph)
+_RELATIONS = {"lt": "below", "le": "up_to", "gt": "above", "ge": "from", "eq": "is", "ne": "is_not"}
+
+
+def _word(graph: Graph, at: int) -> str:
+    node = graph[at]
+    if node.op == "number":
+        return show(node.value)
+    return node.name or (node.detail if isinstance(node.detail, str) else "value")

@@ -7,7 +7,7 @@ with the other rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 
@@ -101,9 +101,9 @@ def _apply(graph: Graph, cells: Cells, choice: Reuse) -> Graph:
     quiet = graph[choice.source].call.record and not graph[choice.call].call.record
 
     def rule(builder: Builder, node: Node, old: int) -> int:
-        own = builder.add(node)
         if old not in results:
-            return own
+            return builder.add(node)
+        own = builder.add(node if whole else replace(node, name=""))
         source = builder.place[choice.source]
         if several:
             source = builder.add(Node("head", (source,), node.kind, node.level, node.detail))

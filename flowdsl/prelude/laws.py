@@ -18,6 +18,7 @@ from typing import Literal
 from flowdsl.prelude.text import (
     affine,
     call,
+    group,
     lerp,
     literal,
     minus,
@@ -89,10 +90,10 @@ class Law:
         drawn = self.quantile(self.texts(arguments), u)
         numbers = [literal(b) for b in bounds]
         if all(n is not None for n in numbers):
-            return f"{drawn}.clamp({bounds[0]}, {bounds[1]})"
+            return f"{group(drawn)}.clamp({bounds[0]}, {bounds[1]})"
         if numbers[0] is not None and ends[0] in ("0", "0.0"):
             return f"torch.minimum({drawn}, {bounds[1]})"
-        return f"{drawn}.clamp({tensor(bounds[0])}, {tensor(bounds[1])})"
+        return f"{group(drawn)}.clamp({tensor(bounds[0])}, {tensor(bounds[1])})"
 
     def distribution_text(self, arguments: list[str], x: str) -> str:
         """The distribution function at `x`, a number where all its arguments are numbers."""
