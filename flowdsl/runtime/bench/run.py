@@ -4,38 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flowdsl.diagnostics import fail
-from flowdsl.runtime.agreement import Agreement, Outcome, compare, outcome, size
-from flowdsl.runtime.bench.compiling import check_backend, compiled, verify_compiled
-from flowdsl.runtime.bench.counting import Counts, FlopCounter, allocator_peak, count, cuda_peak
+from flowdsl.runtime.bench.compiling import check_backend
+from flowdsl.runtime.bench.contest import Entry, Stand, check, count_work, make_entries
 from flowdsl.runtime.bench.machine import this_machine
 from flowdsl.runtime.bench.options import BenchOptions, Make, Setting, bundled
 from flowdsl.runtime.bench.result import BenchResult, Group, Row
-from flowdsl.runtime.bench.steps import (
-    Batch,
-    FlowMatching,
-    Step,
-    bound,
-    loss_step,
-    make_batch,
-    trainable,
-    unit_role,
-    unit_step,
-)
+from flowdsl.runtime.bench.steps import make_batch, unit_role
 from flowdsl.runtime.bench.timing import Samples, interleaved, median_ratio, spread
 from flowdsl.runtime.loss import Loss
 from flowdsl.runtime.randomness import generator
 from flowdsl.runtime.training.device import choose_device
 from flowdsl.runtime.weights import wake
-
-UNIT = "FM step"
-COMPILED = ", compiled"
 
 #: By objective, by name: ways to compute one loss. The first is what the others are held against.
 Losses = Mapping[str, Mapping[str, Loss]]
@@ -70,7 +53,7 @@ def bench(
             for objective, ways in losses.items():
                 named = (phases or {}).get(objective) or {"": options.progress}
                 for phase, progress in named.items():
-                    stand = _Stand(objective, phase, progress, setting, options, device)
+                    stand = Stand(objective, phase, progress, setting, options, device)
                     groups.append(_group(stand, ways, make, told))
     return BenchResult(
         machine=machine,
@@ -82,42 +65,8 @@ def bench(
     )
 
 
-@dataclass(frozen=True)
-class _Stand:
-    """Where one group is measured."""
-
-    objective: str
-    phase: str
-    progress: float
-    setting: Setting
-    options: BenchOptions
-    device: torch.device
-
-    @property
-    def title(self) -> str:
-        words = [self.objective, self.phase, self.setting.size.name]
-        return ", ".join(word for word in words if word)
-
-
-@dataclass(eq=False)
-class _Entry:
-    """One step in the contest, and what was found out about it."""
-
-    step: Step
-    parameters: Mapping[str, nn.Parameter]
-    networks: Mapping[str, nn.Module]
-    unit: str = ""
-    compared_with: str = ""
-    compiled: bool = False
-    agreement: Agreement | None = None
-    counts: Counts | None = None
-    peak: int | None = None
-    refused: str = ""
-    outcome: Outcome | None = field(default=None, repr=False)
-
-
 def _group(
-    stand: _Stand, ways: Mapping[str, Loss], make: Make | None, told: Callable[[str], None]
+    stand: Stand, ways: Mapping[str, Loss], make: Make | None, told: Callable[[str], None]
 ) -> Group:
     """Everything about one objective in one phase on one network."""
     options, device = stand.options, stand.device
@@ -142,13 +91,13 @@ def _group(
         steps=1000,
     )
     told(f"{stand.title}: comparing")
-    entries, forward = _entries(stand, ways, networks, batch, draws)
-    _check(stand, entries, told)
+    entries, forward = make_entries(stand, ways, networks, batch, draws)
+    check(stand, entries, told)
     told(f"{stand.title}: counting")
     known = [*(t for n in networks.values() for t in (*n.parameters(), *n.buffers()))]
     known += [*batch.tensors, *draws.values()]
     for entry in entries.values():
-        _count(entry, known, device)
+        count_work(entry, known, device)
     running = {name: e.step for name, e in entries.items() if not e.refused}
     for _ in range(options.warmup):
         for step in running.values():
@@ -173,110 +122,12 @@ def _group(
     )
 
 
-def _entries(
-    stand: _Stand,
-    ways: Mapping[str, Loss],
-    networks: dict[str, nn.Module],
-    batch: Batch,
-    draws: Mapping[str, Tensor],
-) -> tuple[dict[str, _Entry], int]:
-    """The steps by name, and the operations of one forward pass of the batch."""
-    plain, backend = next(iter(ways)), stand.options.compile
-    parts: dict[str, tuple[nn.Module, Callable[[nn.Module], Step], str]] = {}
-    for name, loss in ways.items():
-        module = bound(loss, networks)
-        make_step = partial(
-            loss_step, parameters=trainable(module), batch=batch, draws=draws,
-            progress=stand.progress,
-        )  # fmt: skip
-        parts[name] = (module, make_step, "" if name == plain else plain)
-    role, forward, unit = unit_role(ways[plain].signature), 0, ""
-    if role is not None:
-        flow, unit = FlowMatching(networks[role.name], role), UNIT
-        with torch.no_grad(), FlopCounter() as flops:
-            flow.predict(batch)
-        forward = flops.total
-        parts[UNIT] = (flow, partial(unit_step, parameters=trainable(flow), batch=batch), "")
-    entries = {
-        name: _Entry(make_step(module), trainable(module), networks, unit, against)
-        for name, (module, make_step, against) in parts.items()
-    }
-    if backend is not None:
-        torch.compiler.reset()
-        for name, (module, make_step, _) in parts.items():
-            if name != plain:
-                entries[name + COMPILED] = _Entry(
-                    make_step(compiled(module, backend)), trainable(module), networks,
-                    unit and UNIT + COMPILED, name, compiled=True,
-                )  # fmt: skip
-    return entries, forward
-
-
-def _check(stand: _Stand, entries: dict[str, _Entry], told: Callable[[str], None]) -> None:
-    """Value and gradients of each step against those it must equal."""
-    for name, entry in entries.items():
-        if entry.compiled:
-            continue
-        entry.outcome = outcome(entry.parameters, entry.step)
-        if size(entry.outcome) == 0:
-            raise fail(
-                "bench",
-                f"the {name} step of {stand.objective} has no gradient: nothing can be compared",
-                hint="does a parameter of the network require gradients?",
-            )
-        if entry.compared_with:
-            reference = entries[entry.compared_with].outcome
-            assert reference is not None
-            entry.agreement = compare(entry.outcome, reference, stand.options.dtype)
-            if not entry.agreement.ok:
-                raise _disagree(stand, name, entry)
-    for name, entry in entries.items():
-        if entry.compiled:
-            told(f"{stand.title}: compiling {name.removesuffix(COMPILED)}")
-            reference = entries[entry.compared_with].outcome
-            assert reference is not None
-            entry.agreement, entry.refused = verify_compiled(
-                entry.step, entry.parameters, reference, stand.options.dtype
-            )
-
-
-def _disagree(stand: _Stand, name: str, entry: _Entry) -> Exception:
-    found = entry.agreement
-    assert found is not None
-    return fail(
-        "bench",
-        f"{stand.title}: the {name} step does not compute what the {entry.compared_with} step does",
-        facts=[
-            ("value", f"off by {found.value:.1e}"),
-            ("gradient", f"off by {found.gradient:.1e}, relative to its length"),
-            ("worst", f"{found.parameter}, off by {found.worst:.1e}"),
-            ("allowed", f"{found.tolerance:.0e}"),
-        ],
-        hint="is the network deterministic, and each row independent of the others? "
-        "`flowdsl doctor` looks; if it is, this is a bug of flowdsl",
-    )
-
-
-def _count(entry: _Entry, known: Sequence[Tensor], device: torch.device) -> None:
-    """Work and memory of one step; the memory of a compiled one is the allocator's."""
-    for parameter in entry.parameters.values():
-        parameter.grad = None
-    if entry.refused:
-        return
-    if entry.compiled:
-        on_gpu = device.type == "cuda"
-        entry.peak = cuda_peak(entry.step, device) if on_gpu else allocator_peak(entry.step)
-    else:
-        entry.counts = count(entry.step, entry.networks, known, device)
-        entry.peak = entry.counts.peak
-
-
 def _row(
     name: str,
-    entries: Mapping[str, _Entry],
+    entries: Mapping[str, Entry],
     samples: Mapping[str, Samples],
     forward: int,
-    stand: _Stand,
+    stand: Stand,
 ) -> Row:
     entry, first = entries[name], next(iter(entries))
     if entry.refused:

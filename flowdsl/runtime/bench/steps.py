@@ -1,4 +1,4 @@
-"""The steps that are set side by side: forward and backward of a loss, and of plain flow matching."""
+"""Training steps: forward and backward of a loss, and of plain flow matching."""
 
 from __future__ import annotations
 
