@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from flowdsl.diagnostics import fail
 
@@ -45,6 +46,12 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise fail("command", f"`{option} {text}` is no list of numbers", hint="write `1,2,4`")
     return tuple(int(part) for part in parts)
+
+
+def wide_console() -> Console:
+    """The terminal; a file or a pipe has no width, so nothing is folded there."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=240)
 
 
 def write(text: str, out: Path | None) -> None:

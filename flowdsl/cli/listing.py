@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 import flowdsl
-from flowdsl.passes.run import cost_of
+from flowdsl.cli.common import wide_console
+from flowdsl.passes.program import Program
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Row:
     arxiv: str
     networks: tuple[str, ...]
     differentiates: str
-    cost: float  # of a training step, in forward passes
+    cost: tuple[float, ...]  # of a training step, in forward passes, for each phase of training
     plain_cost: float  # the same before any optimisation
     depth: int
 
@@ -57,10 +57,18 @@ def _row(objective: flowdsl.Objective, depth: int) -> Row:
         arxiv=typed.arxiv,
         networks=tuple(typed.networks),
         differentiates=typed.moving.time if typed.moving else "",
-        cost=cost_of(objective.graph()),
-        plain_cost=cost_of(objective.graph(optimize=False)),
+        cost=_costs(objective.graph()),
+        plain_cost=max(_costs(objective.graph(optimize=False))),
         depth=depth,
     )
+
+
+def _costs(program: Program) -> tuple[float, ...]:
+    """The cost of each phase, after the last pass."""
+    if len(program.phases) == 1:
+        return (program.steps[-1].cost,)
+    last = {step.phase: step.cost for step in program.steps}
+    return tuple(last[phase.name] for phase in program.phases)
 
 
 def table(found: list[Row]) -> None:
@@ -75,11 +83,11 @@ def table(found: list[Row]) -> None:
             row.arxiv,
             ", ".join(row.networks),
             row.differentiates,
-            f"{row.cost:.2f} F",
+            f"{' / '.join(f'{cost:.2f}' for cost in row.cost)} F",
             f"{row.plain_cost:.2f} F",
             row.title,
         )
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(shown)
     console.print("[dim]F: one forward pass of the network over the batch; a plain flow matching "
                   "step is 3 F[/dim]")  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowdsl.cli.common import SetOption, constants, numbers
+from flowdsl.cli.common import SetOption, constants, numbers, wide_console
 from flowdsl.diagnostics import fail
 
 if TYPE_CHECKING:
@@ -141,7 +141,6 @@ def evaluate(
 
     Example: flowdsl evaluate runs/meanflow-digits --steps 1,2,4
     """
-    from rich.console import Console
 
     from flowdsl.runtime.evaluation import EvaluationOptions
     from flowdsl.runtime.runs import evaluate_run
@@ -157,7 +156,7 @@ def evaluate(
     if as_json:
         typer.echo(evaluation.json())
     else:
-        Console().print(evaluation.table())
+        wide_console().print(evaluation.table())
 
 
 def compile_saved(saved: SavedSpec) -> Loss:
@@ -191,7 +190,7 @@ def _pairs(words: list[str] | None) -> list[tuple[str, str]]:
 
 
 def _print_settings() -> None:
-    from rich.console import Console
+
     from rich.table import Table
 
     from flowdsl.runtime.training.overrides import settings
@@ -201,7 +200,7 @@ def _print_settings() -> None:
         table.add_column(column)
     for setting in settings():
         table.add_row(setting.key, str(setting.default), setting.meaning)
-    Console().print(table)
+    wide_console().print(table)
 
 
 def add_to(app: typer.Typer) -> None:
