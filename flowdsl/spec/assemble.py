@@ -16,8 +16,9 @@ from flowdsl.spec.core import (
     sub,
     walk,
 )
+from flowdsl.spec.env import Env
 from flowdsl.spec.objective import Claim, DrawDeclaration, LawCall, Network, Objective, Term
-from flowdsl.spec.resolve import Env, Resolver
+from flowdsl.spec.resolve import Resolver
 from flowdsl.spec.scope import Scope, TermLine
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.tree import Expression, Tree
