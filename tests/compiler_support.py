@@ -76,7 +76,7 @@ def batch(size: int = 20, shape: tuple[int, ...] = (3,), seed: int = 1) -> tuple
 
 @dataclass
 class Outcome:
-    """The terms of a loss, and the gradient of their sum, per parameter (zero where there is none)."""
+    """The terms of a loss, and the gradient of their sum (zero where there is none)."""
 
     terms: dict[str, float]
     gradients: dict[str, Tensor]

@@ -366,7 +366,7 @@ def imf() -> Objective:
 
 
 def distillation() -> Objective:
-    """Data-free distillation: a frozen teacher, an auxiliary network, players, a batch statistic."""
+    """Data-free distillation: a frozen teacher, an auxiliary network, players, a batch mean."""
     d = Draft("distillation")
     d.constants = {"gamma": Fraction(2)}
     d.draw("corrected", law("share", 0.25))
@@ -425,8 +425,9 @@ def curvature() -> Objective:
     t, s = time("τ"), time("s'")
     whole = Draw("whole", Kind.TRUTH, Level.STEP)
     point = (z(t), t, s)
+    rate = select(whole, ONE, number(0.5))
     twice = Evaluate(
-        "u", "u", point, (), ((velocity(t), ONE, None), (None, None, select(whole, ONE, number(0.5))))
+        "u", "u", point, (), ((velocity(t), ONE, None), (None, None, rate))
     )  # fmt: skip
     late = Apply("gt", (Training("progress"), number(0.5)))
     weight = select(late, number(2), Apply("exp", (mul(number(-3), Training("progress")),)))

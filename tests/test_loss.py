@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -299,6 +300,16 @@ def test_bound_is_unbound() -> None:
     assert one.item() == two.item()
     assert set(metrics) == {"target", "anchor"}
     assert repr(TVM) == "Loss(tvm: networks F, slow; terms target, anchor)"
+
+
+def test_bound_losses_can_be_copied_and_pickled() -> None:
+    module = TVM.bind(networks(objectives.tvm())["F"])
+    data, label = batch(8)
+    draws = TVM.draw(data)
+    value, _ = module(data, label=label, draws=draws)
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert again(data, label=label, draws=draws)[0].item() == value.item()
+        assert again.loss.source == TVM.source
 
 
 def test_plain_functions_can_be_bound() -> None:

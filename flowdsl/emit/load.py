@@ -1,18 +1,10 @@
-"""Run emitted source: the text that is printed is the text that runs, and tracebacks show its
-lines.
-"""
+"""From emitted source to a loss: one code path, what is printed is what runs."""
 
 from __future__ import annotations
 
-import hashlib
-import linecache
-import sys
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
-
 from flowdsl.runtime.contract import ObjectiveSignature
 from flowdsl.runtime.loss import Loss
+from flowdsl.runtime.source import functions
 
 
 def load(source: str, signature: ObjectiveSignature) -> Loss:
@@ -20,13 +12,4 @@ def load(source: str, signature: ObjectiveSignature) -> Loss:
     return Loss(source, signature, functions(source, signature.name))
 
 
-def functions(source: str, name: str = "objective") -> dict[str, Callable[..., Any]]:
-    """The functions that a source text defines, by name."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
-    filename = f"<flowdsl {name} {digest}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    module = ModuleType(f"flowdsl_emitted_{digest}")
-    module.__file__ = filename
-    sys.modules[module.__name__] = module  # torch.compile looks functions up by their module
-    exec(compile(source, filename, "exec"), module.__dict__)
-    return {key: value for key, value in vars(module).items() if callable(value)}
+__all__ = ["functions", "load"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowdsl.ir.cells import Cells, analyse
-from flowdsl.ir.gradient import learned
+from flowdsl.ir.gradient import gradient, learned
 from flowdsl.ir.graph import Graph, Node
 
 #: A forward-mode pass through an ordinary torch network: its value, and a tangent at twice the
@@ -55,25 +55,32 @@ class Cost:
 def cost(graph: Graph, exact: bool = True, cells: Cells | None = None) -> Cost:
     """The cost of one step; `exact` is false where derivatives are finite differences."""
     cells = cells or analyse(graph)
+    flow = gradient(graph)
     total = Cost()
     for at in graph.calls():
         node = graph[at]
         share = cells.share(rows_of(graph, cells, at)) if node.rows is not None else 1.0
-        total += pass_cost(graph, node, share, exact)
+        # a graph that is recorded and never run backwards costs memory, not passes
+        total += pass_cost(graph, node, share, exact, bool(flow.learns(at)))
     return total
 
 
-def pass_cost(graph: Graph, node: Node, share: float, exact: bool = True) -> Cost:
-    """The cost of one network pass on a share of the batch."""
+def pass_cost(
+    graph: Graph, node: Node, share: float, exact: bool = True, reverse: bool | None = None
+) -> Cost:
+    """The cost of one network pass on a share of the batch; `reverse` says whether gradient runs
+    back through it (by default: where a graph is kept).
+    """
     call = node.call
+    reverse = call.record if reverse is None else reverse
     order = len(call.directions)
     if order == 0:
         back = BACKWARD if learned(graph, node) else BACKWARD_INPUTS
-        return Cost(share, 0.0, back * share if call.record else 0.0)
+        return Cost(share, 0.0, back * share if reverse else 0.0)
     single = DUAL if exact else DIFFERENCE
     back = BACKWARD_DUAL if exact else BACKWARD * DIFFERENCE
     again = (order - 1) * single
-    return Cost(0.0, (single + again) * share, (back + again) * share if call.record else 0.0)
+    return Cost(0.0, (single + again) * share, (back + again) * share if reverse else 0.0)
 
 
 def rows_of(graph: Graph, cells: Cells, at: int) -> int:

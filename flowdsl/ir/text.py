@@ -28,7 +28,7 @@ def graph_text(graph: Graph, exact: bool = True) -> str:
         parts.append(f"-> {', '.join(sorted(learners))}" if learners else "")
         if node.op in NETWORK_OPS:
             share = cells.share(rows_of(graph, cells, at))
-            price = pass_cost(graph, node, share, exact).total
+            price = pass_cost(graph, node, share, exact, bool(learners)).total
             parts.append(f"on {share:.0%} of the rows, {price:.2f} F")
         lines.append(" ".join(parts).rstrip())
     for output in graph.outputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.ir.cost import cost
 from flowdsl.ir.graph import Graph, verify
 from flowdsl.passes.common import common
@@ -45,11 +46,18 @@ PHASE_PASSES = (
     Pass("fold", fold, "passes that no row needs"),
     Pass("duals", duals, "last: a pair must agree in rows and in gradient", exact_only=True),
 )
+DERIVATIVES = ("exact", "finite_difference")
 PASSES = (*COMMON_PASSES, *PHASE_PASSES)
 
 
 def run_passes(graph: Graph, *, optimize: bool = True, derivative: str = "exact") -> Program:
     """The program of a lowered graph. `derivative` is "exact" or "finite_difference"."""
+    if derivative not in DERIVATIVES:
+        raise fail(
+            "compile",
+            f'there is no derivative "{derivative}"',
+            hint=did_you_mean(derivative, DERIVATIVES) or f"one of {', '.join(DERIVATIVES)}",
+        )
     exact = derivative == "exact"
     steps = [_step("lower", "", graph, exact)]
     if not optimize:

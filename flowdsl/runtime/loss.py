@@ -26,6 +26,7 @@ from flowdsl.runtime.checks import (
 )
 from flowdsl.runtime.contract import ObjectiveSignature
 from flowdsl.runtime.roles import Network, Networks, as_roles, callable_roles
+from flowdsl.runtime.source import functions
 
 Metrics = dict[str, Tensor]
 
@@ -46,6 +47,9 @@ class Loss:
         self.source = source
         self.signature = signature
         self._functions = dict(functions)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _from_source, (self.source, self.signature)
 
     def __repr__(self) -> str:
         networks = ", ".join(n.name for n in self.signature.networks)
@@ -177,6 +181,10 @@ class Loss:
         roles = callable_roles(learned, self.signature)
         result: Tensor = function(roles, z, *vectors, label, **used)
         return result
+
+
+def _from_source(source: str, signature: ObjectiveSignature) -> Loss:
+    return Loss(source, signature, functions(source, signature.name))
 
 
 class LossModule(nn.Module):
