@@ -528,6 +528,15 @@ class TestStart:
         for x in outputs if isinstance(outputs, tuple) else (outputs,):
             assert not x.any()
 
+    @pytest.mark.parametrize("width", [16, 256])
+    def test_conditions_have_size_one(self, width: int) -> None:
+        size = Size("wide", depth=1, width=width, heads=2)
+        network = network_from_config(config(size=size), generator=torch.Generator().manual_seed(0))
+        t = torch.linspace(0, 1, 500)
+        for embed in network.numbers:
+            assert 0.5 < float(embed(t).square().mean().sqrt()) < 2
+        assert 0.7 < float(network.labels.table.square().mean().sqrt()) < 1.4
+
     def test_blocks_are_the_identity(self) -> None:
         network = network_from_config(config())
         tokens, condition = torch.randn(2, 6, 16), torch.randn(2, 16)

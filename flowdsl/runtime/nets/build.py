@@ -8,7 +8,7 @@ from torch import nn
 from flowdsl.runtime.contract import NetworkSignature
 from flowdsl.runtime.nets.config import NetworkConfig, configure
 from flowdsl.runtime.nets.dit import DiT, Head, Network, ScalarNetwork
-from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear
+from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear, TimeEmbedding
 
 
 def build_network(
@@ -41,17 +41,25 @@ def network_from_config(
 
 
 def initialise(network: Network, generator: torch.Generator | None = None) -> None:
-    """Sets all weights: Xavier's uniform law, small labels, and zero where a block has to be the
-    identity and an output zero (DiT, arXiv:2212.09748, section 3.2).
+    """Sets all weights: Xavier's uniform law, and zero where a block has to be the identity and an
+    output zero (DiT, arXiv:2212.09748, section 3.2).
+
+    Other than in DiT, times and labels start as vectors of size one, not 0.02: on digits, four
+    hundred steps of MeanFlow then bring the class means of one-step samples three times as close.
     """
     for module in network.modules():
         if isinstance(module, Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, LabelEmbedding):
-            nn.init.normal_(module.table, std=0.02, generator=generator)
     for module in network.modules():
-        if isinstance(module, (Block, Head)):
+        if isinstance(module, TimeEmbedding):
+            count, width = module.inner.in_features, module.outer.in_features
+            # Squares of a sine and a cosine are 1/2 on average, that of silu(normal) is 0.36.
+            nn.init.normal_(module.inner.weight, std=(count / 2) ** -0.5, generator=generator)
+            nn.init.normal_(module.outer.weight, std=(0.36 * width) ** -0.5, generator=generator)
+        elif isinstance(module, LabelEmbedding):
+            nn.init.normal_(module.table, generator=generator)
+        elif isinstance(module, (Block, Head)):
             nn.init.zeros_(module.modulation.weight)
         if isinstance(module, (Head, ScalarNetwork)):
             nn.init.zeros_(module.output.weight)
