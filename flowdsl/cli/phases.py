@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowdsl.emit.load import functions
 from flowdsl.runtime.loss import Loss
 
 POINTS = 1000
@@ -20,13 +19,13 @@ def phase_points(loss: Loss) -> dict[str, float]:
     """The phases of an optimised loss in the order of training, each with the progress in the
     middle of its longest stretch. A loss without phases has one, without a name, at 0.5.
     """
-    space = functions(loss.source, loss.signature.name)
+    space: dict[str, Any] = {}
+    exec(compile(loss.source, f"<phases of {loss.signature.name}>", "exec"), space)
     found = {name: function for name, function in space.items() if name.startswith(_PREFIX)}
     if not found:
         return {"": 0.5}
     choose = space["loss"]
-    for name, function in found.items():
-        choose.__globals__[name] = _named(_words(function, name))
+    space |= {name: _named(_words(function, name)) for name, function in found.items()}
     asked = [choose(None, None, None, None, i / POINTS, i, POINTS, None) for i in range(POINTS + 1)]
     longest: dict[str, tuple[int, int]] = {}
     start = 0

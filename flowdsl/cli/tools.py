@@ -18,6 +18,13 @@ class Clock(StrEnum):
     cpu = "cpu"
 
 
+class Precision(StrEnum):
+    """What a network computes in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 def bench(
     specs: Annotated[list[str], typer.Argument(help="Shipped names or paths.")],
     size: Annotated[
@@ -112,18 +119,45 @@ def doctor(
     ] = "bundled",
     spec: Annotated[str, typer.Option(help="The objective it is to be trained with.")] = "meanflow",
     shape: Annotated[str, typer.Option(help="Shape of one sample, as in `3,32,32`.")] = "1,8,8",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    role: Annotated[
+        str | None, typer.Option(help="Which network of the spec it is; by default the first.")
+    ] = None,
+    classes: Annotated[
+        int, typer.Option(min=0, help="How many classes it knows; 0 for data without labels.")
+    ] = 10,
+    precision: Annotated[
+        Precision, typer.Option(help="The arithmetic it is to be trained in.")
+    ] = Precision.float32,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Also try torch.compile, which takes a while.")
+    ] = False,
+    backend: Annotated[str, typer.Option(help="The compiler of torch.compile.")] = "inductor",
+    set_: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
 ) -> None:
-    """Examine whether a network can be differentiated forward, and how well.
+    """Examine whether a network can be trained with an objective.
 
-    NAME is a class or function that makes the network when called without arguments. Exit status: 1
-    when the network cannot be used with the spec as it is.
+    Can it be called as the spec says, and differentiated forward, how exactly, in which precision,
+    compiled, distributed? NAME is a class or function that makes the network when called without
+    arguments; your file is imported, which runs it.
+
+    Exit status: 1 when the network cannot be used with the spec as it is.
 
     Example: flowdsl doctor my_model.py:make_network --spec meanflow --shape 3,32,32
     """
-    from flowdsl.cli.doctoring import examine
+    from flowdsl.cli.doctoring import difference_step, examine
+    from flowdsl.runtime.doctor import DoctorOptions
 
-    raise typer.Exit(examine(network, spec, shape, as_json=as_json))
+    options = DoctorOptions(
+        precision="bfloat16" if precision is Precision.bfloat16 else "float32",
+        compile=backend if compile_ else None,
+        classes=classes or None,
+        difference_step=difference_step(),
+    )
+    status = examine(
+        network, spec, shape, options, role=role, constants=constants(set_), as_json=as_json
+    )
+    raise typer.Exit(status)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.runtime.agreement import Agreement, Outcome, compare, outcome
+from flowdsl.runtime.errors import first_line
 
 
 def check_backend(name: str) -> None:
@@ -56,10 +57,3 @@ def verify_compiled(
     if not agreement.ok:
         return agreement, f"compiled, it computes something else: {agreement.text}"
     return agreement, ""
-
-
-def first_line(error: BaseException) -> str:
-    """The type of an error and what it says first, on one line of moderate length."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return text if len(text) <= 200 else f"{text[:199]}…"
