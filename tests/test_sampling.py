@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from training_support import MeanFlow, TinyNet, network_signature
+from training_support import MeanFlow, TinyNet, network_signature, tiny_dataset
 
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.runtime.contract import NULL_LABEL, Condition, ObjectiveSignature
+from flowdsl.runtime.data import load_dataset
 from flowdsl.runtime.dataset import DataCard, Pixels
 from flowdsl.runtime.grid import GAP, TILE, Block, picture, save_picture
-from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture
+from flowdsl.runtime.pictures import data_block, layout, sample_blocks, sample_picture
 from flowdsl.runtime.randomness import derive_seed, generator
 from flowdsl.runtime.sampling import SampleOptions, check_sampler, sample, time_grid
 
@@ -319,6 +320,22 @@ def test_the_layout_follows_the_data():
     assert layout(DataCard("p", "p", (2, 1, 1), pixels=Pixels(kind="points")), labelled=False) == (
         layout(DataCard("p", "p", (2, 1, 1), pixels=Pixels(kind="points")), labelled=True)
     )
+
+
+def test_samples_are_shown_beside_held_out_data_of_their_classes():
+    digits = load_dataset("digits")
+    block = data_block(digits, layout(digits.card, labelled=True, labels=(7, 2)))
+    assert block.states.shape == (2, 4, 1, 8, 8)
+    held_out = digits.held_out.first(1000)
+    for row, label in zip(block.states, (7, 2), strict=True):
+        for state in row:
+            (index,) = (held_out.data == state).flatten(1).all(1).nonzero().flatten().tolist()
+            assert held_out.label[index] == label
+    unlabelled = data_block(digits, layout(digits.card, labelled=False))
+    assert unlabelled.states.shape == (8, 4, 1, 8, 8)
+    assert len(unlabelled.states.flatten(0, 1).unique(dim=0)) == 32
+    few = tiny_dataset(20)
+    assert data_block(few, layout(few.card, labelled=False)) is None
 
 
 def test_rows_are_classes_and_blocks_share_their_noise():

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowdsl.runtime.dataset import DataCard
+from flowdsl.runtime.dataset import DataCard, Dataset
 from flowdsl.runtime.grid import Block, picture
 from flowdsl.runtime.protocols import CompiledLoss, Networks, takes_labels
 from flowdsl.runtime.randomness import generator
@@ -19,6 +19,7 @@ from flowdsl.runtime.sampling import SampleOptions, sample
 
 ROWS, COLUMNS, POINTS = 8, 8, 1500
 MOST_CLASSES = 10
+DATA_COLUMNS, MOST_SEARCHED = 4, 1000  # of held-out data beside the samples
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,19 @@ def sample_blocks(
         caption = f"{number} step{'s' if number > 1 else ''}"
         blocks.append(Block(caption, states.view(plan.rows, plan.columns, *card.shape).cpu()))
     return blocks
+
+
+def data_block(dataset: Dataset, plan: Layout) -> Block | None:
+    """Held-out rows of the same classes, to compare samples with; None where there are too few."""
+    columns = min(DATA_COLUMNS, plan.columns)
+    batch = dataset.held_out.first(MOST_SEARCHED)
+    if plan.labels is None or batch.label is None:
+        rows = list(torch.split(batch.data, columns)[: plan.rows])
+    else:
+        rows = [batch.data[batch.label == label][:columns] for label in plan.labels]
+    if len(rows) < plan.rows or any(len(row) < columns for row in rows):
+        return None
+    return Block("held-out data", torch.stack(rows))
 
 
 def sample_picture(

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from flowdsl.diagnostics import DiagnosticError, fail
 from flowdsl.runtime.dataset import Batch, Dataset
 from flowdsl.runtime.grid import save_picture
-from flowdsl.runtime.pictures import POINTS, layout, sample_blocks, sample_picture, shows_labels
+from flowdsl.runtime.pictures import (
+    POINTS,
+    data_block,
+    layout,
+    sample_blocks,
+    sample_picture,
+    shows_labels,
+)
 from flowdsl.runtime.protocols import CompiledLoss, Networks, as_argument, takes_labels
 from flowdsl.runtime.randomness import derive_seed, generator
 from flowdsl.runtime.sampling import check_sampler
@@ -250,9 +257,11 @@ class Trainer:
             seed=config.seed,
             device=self.device,
         )
-        backdrop = (
-            self.dataset.held_out.first(POINTS).data if card.pixels.kind == "points" else None
-        )
+        backdrop = None
+        if card.pixels.kind == "points":
+            backdrop = self.dataset.held_out.first(POINTS).data
+        elif (real := data_block(self.dataset, plan)) is not None:
+            blocks.append(real)
         title = f"{self.loss.signature.name} on {card.name}, step {state.step:,}"
         return sample_picture(
             blocks, card, plan, title=title, note=f"weights: {average.name}", backdrop=backdrop
