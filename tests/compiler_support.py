@@ -133,11 +133,11 @@ def phase_at(program: Program, progress: float) -> Graph:
 def error(found: Outcome, expected: Outcome) -> float:
     """The largest relative error of a term, and of the gradient as a whole and per parameter."""
     assert found.terms.keys() == expected.terms.keys()
-    worst = max(abs(found.terms[k] - v) / max(abs(v), 1e-12) for k, v in expected.terms.items())
+    worst = max(abs(found.terms[k] - v) / max(abs(v), 1e-3) for k, v in expected.terms.items())
     scale = max(float(g.norm()) for g in expected.gradients.values())
     for name, gradient in expected.gradients.items():
         difference = float((found.gradients[name] - gradient).norm())
-        worst = max(worst, difference / max(scale, 1e-12))
+        worst = max(worst, difference / max(scale, 1e-3))
     return worst
 
 

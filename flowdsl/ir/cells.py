@@ -9,7 +9,7 @@ network passes the cell needs, and which of them coincide there.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from flowdsl.ir.arithmetic import arithmetic
@@ -88,11 +88,27 @@ def build_condition(builder: Builder, atoms: tuple[int, ...], cubes: list[Cube])
     return builder.apply("and", common, result)
 
 
+@dataclass
+class _Table:
+    """Values by what they are; `numbers` are known exactly, `learnt` depend on a network."""
+
+    known: dict[Hashable, int] = field(default_factory=dict)
+    numbers: dict[int, Fraction] = field(default_factory=dict)
+    learnt: set[int] = field(default_factory=set)
+
+    def intern(self, key: Hashable) -> int:
+        return self.known.setdefault(key, len(self.known))
+
+    def number(self, value: Fraction) -> int:
+        at = self.intern(("number", value))
+        self.numbers[at] = value
+        return at
+
+
 def analyse(graph: Graph) -> Cells:
     """The cells of a graph."""
     atoms = _atoms(graph)
-    table: dict[Hashable, int] = {}
-    numbers: dict[int, Fraction] = {}
+    table = _Table()
     cases: list[int] = []
     values: list[tuple[int, ...]] = []
     truths: list[tuple[Truth, ...]] = []
@@ -106,8 +122,8 @@ def analyse(graph: Graph) -> Cells:
     kept = [k for k, w in enumerate(odds) if w > 0]
     cases, truths = [cases[k] for k in kept], [truths[k] for k in kept]
     for truth in truths:
-        values.append(_values(graph, truth, table, numbers))
-    demand = _demand(graph, truths, values, numbers)
+        values.append(_values(graph, truth, table))
+    demand = _demand(graph, truths, values, table.numbers)
     chosen = tuple(odds[k] for k in kept)
     return Cells(atoms, tuple(cases), chosen, tuple(values), demand)
 
@@ -173,23 +189,14 @@ def _truths(graph: Graph, atoms: tuple[int, ...], case: int) -> tuple[Truth, ...
 def _values(
     graph: Graph,
     truth: tuple[Truth, ...],
-    table: dict[Hashable, int],
-    numbers: dict[int, Fraction],
+    table: _Table,
 ) -> tuple[int, ...]:
     """A number for each node's value in one case; equal numbers are equal values."""
-
-    def intern(key: Hashable) -> int:
-        return table.setdefault(key, len(table))
-
-    def number(value: Fraction) -> int:
-        at = intern(("number", value))
-        numbers[at] = value
-        return at
-
+    intern, number = table.intern, table.number
     known: list[int] = []
     for at, node in enumerate(graph.nodes):
         inputs = [known[i] for i in node.inputs]
-        exact = [numbers.get(i) for i in inputs]
+        exact = [table.numbers.get(i) for i in inputs]
         if truth[at] is not None:
             known.append(intern(("truth", truth[at])))
         elif node.op == "number":
@@ -197,7 +204,8 @@ def _values(
         elif node.op == "select" and truth[node.inputs[0]] is not None:
             known.append(inputs[1] if truth[node.inputs[0]] else inputs[2])
         else:
-            simple = _simple(node.op, inputs, exact)
+            learnt = node.op in NETWORK_OPS or any(i in table.learnt for i in inputs)
+            simple = _simple(node.op, inputs, exact, learnt)
             if isinstance(simple, Fraction):
                 known.append(number(simple))
             elif simple is not None:
@@ -207,11 +215,19 @@ def _values(
                 if node.op in NETWORK_OPS:
                     detail = replace(node.call, record=True, occurrence=0)
                 known.append(intern((node.op, detail, *inputs)))
+                if learnt:
+                    table.learnt.add(known[-1])
     return tuple(known)
 
 
-def _simple(op: str, inputs: list[int], exact: list[Fraction | None]) -> int | Fraction | None:
-    """An existing value or a number that the operation equals, or None."""
+def _simple(
+    op: str, inputs: list[int], exact: list[Fraction | None], learnt: bool
+) -> int | Fraction | None:
+    """An existing value or a number that the operation equals, or None.
+
+    Two network values that are equal do not cancel here: their difference is zero only if both are
+    computed on the same rows, which is what this analysis is asked to decide.
+    """
     values = [v for v in exact if v is not None]
     if inputs and len(values) == len(inputs):
         return arithmetic(op, values)
@@ -229,7 +245,7 @@ def _simple(op: str, inputs: list[int], exact: list[Fraction | None]) -> int | F
             return Fraction(0)
         case ("div", [Fraction(numerator=0), _]):
             return Fraction(0)
-        case ("sub", _) if inputs[0] == inputs[1]:
+        case ("sub", _) if inputs[0] == inputs[1] and not learnt:
             return Fraction(0)
         case ("select", _) if inputs[1] == inputs[2]:
             return inputs[1]

@@ -53,7 +53,7 @@ def phases(graph: Graph) -> tuple[Phase, ...]:
 def _splits(graph: Graph) -> list[_Split]:
     base = _passes(graph, ())
     splits: dict[int, list[Fraction | bool]] = {}
-    for at, values in _resting(graph).items():
+    for at, values in list(_resting(graph).items())[:MOST_PHASES]:
         kept = [v for v in values if _passes(graph, ((at, v),)) < base]
         if True in values and any(isinstance(v, bool) for v in kept):
             kept = [True]  # the rest is where it is false

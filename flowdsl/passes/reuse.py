@@ -18,6 +18,8 @@ from flowdsl.ir.rowsets import can_run_on_rows, count_of
 #: A reuse must save at least this share of a forward pass; it costs a selection, and a longer text.
 WORTHWHILE = 0.1
 MOST_ROUNDS = 16
+#: Pairs of passes are compared: beyond this many the search would take longer than it saves.
+MOST_CALLS = 64
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Reuse:
 
 def reuse(graph: Graph) -> Graph:
     """Apply the best reuse until none is worthwhile."""
+    if len(graph.calls()) > MOST_CALLS:
+        return graph
     for _ in range(MOST_ROUNDS):
         cells = analyse(graph)
         found = [r for r in _candidates(graph, cells) if r.saved >= WORTHWHILE]
