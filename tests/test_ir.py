@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.emit import compile_objective
+from flowdsl.emit.sampling import ends_of, samplers
 from flowdsl.ir.boolean import holds, minimise
 from flowdsl.ir.cells import analyse
 from flowdsl.ir.cost import cost
@@ -25,7 +26,6 @@ from flowdsl.ir.odds import draw_cdf
 from flowdsl.ir.picture import dot, svg
 from flowdsl.ir.ranges import of_draw, of_nodes
 from flowdsl.ir.rowsets import count_of
-from flowdsl.ir.sampling import ends_of, samplers
 from flowdsl.ir.shares import static_shares
 from flowdsl.ir.text import graph_text
 from flowdsl.passes import run_passes

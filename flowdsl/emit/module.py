@@ -9,7 +9,7 @@ from flowdsl.emit.layout import lay_out
 from flowdsl.emit.losses import dispatch, loss_function
 from flowdsl.emit.names import identifier, spec_names
 from flowdsl.emit.samplers import sampler_function
-from flowdsl.ir.sampling import samplers
+from flowdsl.emit.sampling import samplers
 from flowdsl.passes.program import Program
 from flowdsl.prelude.laws import LAW_HELPERS
 from flowdsl.prelude.text import show

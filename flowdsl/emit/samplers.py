@@ -14,7 +14,7 @@ from flowdsl.emit.function import (
 )
 from flowdsl.emit.layout import lay_out
 from flowdsl.emit.printer import CHOICE
-from flowdsl.ir.sampling import Sampler
+from flowdsl.emit.sampling import Sampler
 from flowdsl.prelude.text import show
 
 

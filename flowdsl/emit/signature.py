@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from flowdsl.emit.draws import uses_noise
-from flowdsl.ir.sampling import ends_of, learns_map, sampling_conditions
+from flowdsl.emit.sampling import ends_of, learns_map, sampling_conditions
 from flowdsl.ir.shares import exact, static_shares
 from flowdsl.runtime.contract import (
     Argument,
