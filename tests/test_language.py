@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -359,3 +363,18 @@ def test_every_clause_explains_itself_with_an_example_that_parses() -> None:
         text = f"objective x\n{clause.keyword} {clause.example}"
         tree = pipeline.parse(read_source(text, clause.keyword))
         assert tree.lines(clause.keyword)
+
+
+def test_an_objective_read_in_another_process_is_equal() -> None:
+    """Cached hashes must not travel: hashes of strings differ from process to process."""
+    code = (
+        "import pickle, sys; from flowdsl import pipeline;"
+        "sys.stdout.buffer.write(pickle.dumps(pipeline.load('meanflow').terms))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env=environment
+    )
+    terms, here = pickle.loads(done.stdout), pipeline.load("meanflow").terms
+    assert terms[0].target == here[0].target
+    assert hash(terms[0].target) == hash(here[0].target)

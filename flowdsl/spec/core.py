@@ -66,6 +66,10 @@ class Expr:
         """The length of the longest way down."""
         return 1 + max((child.depth for child in children(self)), default=0)
 
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone: hashes of strings differ from process to process."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     def __hash__(self) -> int:
         return self._hash
 
