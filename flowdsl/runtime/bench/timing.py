@@ -72,6 +72,7 @@ def interleaved(
     cpu: dict[str, list[float]] = {name: [] for name in steps}
     collecting = gc.isenabled()
     gc.disable()
+    gc.freeze()  # what is there already need not be looked at before every step
     try:
         for done in range(repeats):
             shuffled.shuffle(order)
@@ -82,6 +83,7 @@ def interleaved(
                 cpu[name].append(spent)
             told(done + 1)
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return {name: Samples(tuple(wall[name]), tuple(cpu[name])) for name in steps}

@@ -22,7 +22,7 @@ def look(patient: Patient) -> Finding | None:
     if backend is None:
         return None
     check_backend(backend)
-    module = patient.bound(patient.awake())
+    module = patient.bound(patient.awake()).eval()  # dropout falls differently when compiled
     parameters, step = trainable(module), patient.steps[0]
     torch.compiler.reset()
     turned = compiled(module, backend)

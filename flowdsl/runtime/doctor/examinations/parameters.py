@@ -25,7 +25,7 @@ def look(patient: Patient) -> Finding:
             remedy="call requires_grad_(True) on what is to be trained",
         )  # fmt: skip
     try:
-        _backward(patient, network)
+        finite = _backward(patient, network)
     except Exception as error:
         return Finding(
             "fail",
@@ -34,6 +34,13 @@ def look(patient: Patient) -> Finding:
                 f"{type(error).__name__}: {error}",
                 "look for operations in place on what is needed later, and for detach()",
             ),
+            place=patient.role.line,
+        )
+    if not finite:
+        return Finding(
+            "fail",
+            "the loss is not finite",
+            remedy="look for overflow, and for roots and divisions at times that are equal",
             place=patient.role.line,
         )
     without = [n for n, p in learning.items() if p.grad is None or not bool(p.grad.any())]
@@ -59,10 +66,11 @@ def look(patient: Patient) -> Finding:
     )
 
 
-def _backward(patient: Patient, network: nn.Module) -> None:
+def _backward(patient: Patient, network: nn.Module) -> bool:
+    """Gradients of every step, added up; whether all losses were finite."""
     module = patient.bound(network)
-    for step in patient.steps:
-        step.run(module)
+    values = [step.run(module) for step in patient.steps]
+    return all(bool(torch.isfinite(value)) for value in values)
 
 
 def _matters(patient: Patient, name: str) -> bool:
