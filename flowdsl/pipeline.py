@@ -29,6 +29,7 @@ from flowdsl.syntax.tree import Expression, Tree
 
 if TYPE_CHECKING:
     from flowdsl.checks import Report
+    from flowdsl.checks.certificate import CertificateReport
     from flowdsl.passes.program import Program
     from flowdsl.runtime.loss import Loss
 
@@ -159,6 +160,13 @@ def checked(
     from flowdsl.checks import check
 
     return check(objective, only=only, time_limit=time_limit, find=load)
+
+
+def certified(objective: Objective) -> CertificateReport:
+    """Typed objective -> certificate: its compiled loss, measured on an exact flow. Needs torch."""
+    from flowdsl.certify import certify
+
+    return certify(objective, compiled)
 
 
 def derived(objective: Objective, *, latex: bool = False) -> str:

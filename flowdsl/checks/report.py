@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flowdsl.diagnostics import Diagnostic
 
+if TYPE_CHECKING:
+    from flowdsl.checks.certificate import CertificateReport
+
 Status = Literal[
-    "proved", "order", "biased", "refuted", "unanchored", "undecided", "note", "not applicable"
+    "proved",
+    "order",
+    "biased",
+    "refuted",
+    "unanchored",
+    "undecided",
+    "note",
+    "not applicable",
+    "certified",  # measured, and as proved
+    "disagreement",  # measured, and not as proved: a bug in flowdsl
 ]
 
 #: What an author must not overlook. A note, and "holds to order k", are told and pass.
-FAILURES: frozenset[str] = frozenset({"biased", "refuted", "unanchored", "undecided"})
+FAILURES: frozenset[str] = frozenset(
+    {"biased", "refuted", "unanchored", "undecided", "disagreement"}
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No verdict is biased, refuted, unanchored or undecided."""
+        """No verdict is a failure (see `FAILURES`)."""
         return all(verdict.ok for verdict in self.verdicts)
 
     @property
@@ -88,6 +102,12 @@ class Report:
     @property
     def seconds(self) -> float:
         return sum(verdict.seconds for verdict in self.verdicts)
+
+    def with_certificate(self, certificate: CertificateReport) -> Report:
+        """This report, with a verdict `certificate` for every term that was measured."""
+        from flowdsl.checks.certificate import certified
+
+        return certified(self, certificate)
 
     def of(self, check: str) -> tuple[Verdict, ...]:
         """The verdicts of one check."""

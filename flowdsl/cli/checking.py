@@ -19,6 +19,7 @@ _COLOURS = {
     "order": "yellow",
     "note": "yellow",
     "not applicable": "dim",
+    "certified": "green",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -109,6 +109,9 @@ class Certificate:
     value: float
     combined: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    #: The gradients of each batch, (batches, directions): with one sampling they are paired, two
+    #: moments of training see the same rows.
+    table: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def z_scores(self) -> tuple[float, ...]:
@@ -143,7 +146,9 @@ class Certificate:
 
     def as_dict(self) -> dict[str, object]:
         """The record as plain data, with the derived columns."""
-        return {**asdict(self), "z_scores": self.z_scores, "relative": self.relative}
+        plain = asdict(replace(self, table=None))
+        del plain["table"]
+        return {**plain, "z_scores": self.z_scores, "relative": self.relative}
 
 
 def certify(
@@ -165,8 +170,7 @@ def certify(
     """
     began = time.perf_counter()
     sampling, moment = sampling or Sampling(), moment or Moment()
-    networks = build_networks(loss.signature, truths, directions=directions, seed=sampling.seed)
-    run = _Run(loss, field, networks, sampling, moment)
+    run = _run(loss, field, truths, sampling, moment, directions)
     rows: list[Tensor] = []
     values: list[float] = []
     metrics: dict[str, float] = {}
@@ -188,7 +192,20 @@ def certify(
         value=sum(values) / len(values),
         combined=combined_score(table, resolution * scale),
         metrics=metrics,
+        table=table,
     )
+
+
+def _run(
+    loss: LossLike,
+    field: MixtureField,
+    truths: Mapping[str, Truth],
+    sampling: Sampling,
+    moment: Moment,
+    directions: int,
+) -> _Run:
+    networks = build_networks(loss.signature, truths, directions=directions, seed=sampling.seed)
+    return _Run(loss, field, networks, sampling, moment)
 
 
 def combined_score(table: Tensor, floor: Tensor) -> float:

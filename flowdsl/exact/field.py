@@ -8,7 +8,7 @@ samples of (data, noise) given a state need no integral.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flowdsl.exact.mixture import GaussianMixture
-from flowdsl.exact.paths import AffinePath, Clock
+from flowdsl.exact.paths import AffinePath, Clock, Schedule
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,57 @@ class MixtureField:
         drift = self.path.alpha_dot(time)[:, None] * (weights @ self.mixture.means)
         return drift + along @ self._axes[0].T
 
+    def along(
+        self, times: Tensor, label: Tensor | None = None, scale: Tensor | None = None
+    ) -> Callable[[Tensor, int], Tensor]:
+        """The velocity at a state and one of many times: `along(times)(x, k)` is that at
+        `times[:, k]`.
+
+        Times (rows, many), `scale` (rows,) or (rows, many). What depends on time alone is computed
+        once, for all of them, and constants are differentiated alike (see `mean_slope_along`).
+        """
+        nothing = 0 * times[:1, :1].sum()
+        # features first and rows last: sums over few features are then taken for many rows at once
+        axes, means = (part + nothing for part in self._axes)
+        members = self._members + nothing
+        variances = self._spectrum[0][:, None] + nothing
+        inward, outward, sums = axes.T, axes, -0.5 * members
+        alpha, sigma, alpha_dot, sigma_dot = (
+            f(times.mT)[:, None] + nothing for f in self._schedule
+        )
+        variance = alpha * alpha * variances + sigma * sigma
+        growth = (alpha_dot * alpha * variances + sigma_dot * sigma) / variance
+        precision, centre, drift = 1 / variance, alpha * means.T, alpha_dot * means.T
+        normal = sums @ variance.log()
+        labelled, free = (self._prior(shown).T + nothing for shown in (label, None))
+        strength = self._strength(times, label, scale)
+
+        def velocity(state: Tensor, k: int) -> Tensor:
+            offset = inward @ state.T - centre[k]
+            logits = sums @ (offset * offset * precision[k]) + normal[k]
+            weights = torch.softmax(logits + labelled, dim=0)
+            if strength is not None:
+                plain = torch.softmax(logits + free, dim=0)
+                weights = plain + strength[k] * (weights - plain)
+            return (outward @ ((members.T @ weights) * (growth[k] * offset + drift[k]))).T
+
+        return velocity
+
+    @property
+    def _schedule(self) -> Sequence[Schedule]:
+        path = self.path
+        return path.alpha, path.sigma, path.alpha_dot, path.sigma_dot
+
+    def _strength(self, times: Tensor, label: Tensor | None, scale: Tensor | None) -> Tensor | None:
+        """How strong guidance is at each time, (many, rows); None where there is none."""
+        if label is None or (scale is None and self.guidance.scale == 1.0):
+            return None
+        strength = torch.full_like(times, self.guidance.scale)
+        if scale is not None:
+            strength = (scale if scale.dim() == 2 else scale[:, None]).expand_as(times)
+        inside = (times >= self.guidance.lo) & (times <= self.guidance.hi)
+        return torch.where(inside, strength, torch.ones_like(times)).mT + 0 * times[:1, :1].sum()
+
     def _growth(self, time: Tensor) -> Tensor:
         """Half the rate of change of the variances along all axes, flat: `S'/2`."""
         path = self.path
@@ -168,10 +219,7 @@ class MixtureField:
         return mean, covariance - mean[:, :, None] * mean[:, None, :]
 
     def _schedules(self, time: Tensor) -> Sequence[Tensor]:
-        path = self.path
-        return [
-            f(time)[:, None, None] for f in (path.alpha, path.sigma, path.alpha_dot, path.sigma_dot)
-        ]
+        return [f(time)[:, None, None] for f in self._schedule]
 
     def posterior_sample(
         self,

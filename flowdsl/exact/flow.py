@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from flowdsl.exact.integrate import mean_slope
+from flowdsl.exact.integrate import Slopes, mean_slope_along
 from flowdsl.exact.paths import Clock
 
 
@@ -29,6 +30,22 @@ class VelocityField(Protocol):
         label: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Tensor: ...
+
+
+@runtime_checkable
+class PreparedField(Protocol):
+    """A field that computes what depends on time alone for many times at once."""
+
+    def along(
+        self, times: Tensor, label: Tensor | None = None, scale: Tensor | None = None
+    ) -> Callable[[Tensor, int], Tensor]: ...
+
+
+def _slopes(field: VelocityField, label: Tensor | None, scale: Tensor | None) -> Slopes:
+    """The field's velocity, prepared for the times at which it will be asked."""
+    if isinstance(field, PreparedField):
+        return lambda times: field.along(times, label, scale)
+    return lambda times: lambda x, k: field.velocity(x, times[:, k], label, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,17 +117,18 @@ class FlowMap:
         scale: Tensor | None,
     ) -> Tensor:
         """The average velocity over an interval in which the field is smooth."""
-        clock = self.field.clock
+        clock, slopes = self.field.clock, _slopes(self.field, label, scale)
         if clock is None:
-            return mean_slope(
-                lambda x, t: self.field.velocity(x, t, label, scale), state, start, end, self.steps
-            )
+            return mean_slope_along(slopes, state, start, end, self.steps)
 
-        def slope(x: Tensor, tau: Tensor) -> Tensor:
-            time = clock.backward(tau)
-            return clock.rate(time)[:, None] * self.field.velocity(x, time, label, scale)
+        def clocked(taus: Tensor) -> Callable[[Tensor, int], Tensor]:
+            times = clock.backward(taus)
+            rate, slope = clock.rate(times), slopes(times)
+            return lambda x, k: rate[:, k, None] * slope(x, k)
 
-        mean = mean_slope(slope, state, clock.forward(start), clock.forward(end), self.steps)
+        mean = mean_slope_along(
+            clocked, state, clock.forward(start), clock.forward(end), self.steps
+        )
         return mean * _clock_ratio(clock, start, end)[:, None]
 
     def _pieced_average(

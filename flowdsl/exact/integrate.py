@@ -106,6 +106,11 @@ def _cooper_verner() -> Tableau:
 COOPER_VERNER = _cooper_verner()
 
 
+#: From all stage times (rows, stages) to the slope at a state (rows, d) and a stage: whatever
+#: depends on time alone can be computed once.
+Slopes = Callable[[Tensor], Callable[[Tensor, int], Tensor]]
+
+
 def mean_slope(
     velocity: Callable[[Tensor, Tensor], Tensor],
     state: Tensor,
@@ -121,16 +126,37 @@ def mean_slope(
     equal steps *is* the average velocity: at `end = start` it is the velocity there, and its
     derivatives in all arguments are right there too.
     """
-    step = ((end - start) / steps)[:, None]
-    times = _stage_times(start, end, steps, tableau)
-    total = torch.zeros_like(state)
+
+    def slopes(times: Tensor) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, stage: velocity(x, times[:, stage])
+
+    return mean_slope_along(slopes, state, start, end, steps, tableau)
+
+
+def mean_slope_along(
+    slopes: Slopes,
+    state: Tensor,
+    start: Tensor,
+    end: Tensor,
+    steps: int,
+    tableau: Tableau = COOPER_VERNER,
+) -> Tensor:
+    """`mean_slope` for a velocity that prepares itself for the times of all stages."""
+    # Under forward-mode differentiation an operation of a differentiated tensor with a plain one is
+    # ten times as slow as one of two differentiated tensors; adding this zero makes them alike.
+    nothing = 0 * (state[:1, :1].sum() + start[:1].sum() + end[:1].sum())
+    step = ((end - start) / steps)[:, None] + nothing
+    state = state + nothing
+    velocity = slopes(_stage_times(start, end, steps, tableau) + nothing)
+    rows = _coefficients(tableau, nothing)
+    total = torch.zeros_like(state) + nothing
     for index in range(steps):
         here = state if index == 0 else state + step * total
-        slopes: list[Tensor] = []
-        for stage, row in enumerate(tableau.coefficients):
-            point = here if not row else here + step * _combine(slopes, row)
-            slopes.append(velocity(point, times[:, index * tableau.stages + stage]))
-        total = total + _combine(slopes, tableau.weights)
+        found: list[Tensor] = []
+        for stage in range(tableau.stages):
+            point = here if stage == 0 else here + step * _combine(found, rows[stage])
+            found.append(velocity(point, index * tableau.stages + stage))
+        total = total + _combine(found, rows[-1])
     return total / steps
 
 
@@ -141,8 +167,20 @@ def _stage_times(start: Tensor, end: Tensor, steps: int, tableau: Tableau) -> Te
     return ends @ ends.new_tensor([[1 - share for share in fractions], fractions])
 
 
-def _combine(slopes: list[Tensor], coefficients: tuple[float, ...]) -> Tensor:
-    used = [(slope, c) for slope, c in zip(slopes, coefficients, strict=True) if c != 0]
+#: Which slopes enter, and their coefficients.
+Row = tuple[list[int], Tensor]
+
+
+def _coefficients(tableau: Tableau, nothing: Tensor) -> list[Row]:
+    """What each stage, and at last the step itself, makes of the slopes before it."""
+    rows = [*tableau.coefficients, tableau.weights]
+    used = [[k for k, c in enumerate(row) if c != 0] for row in rows]
+    flat = [row[k] for row, places in zip(rows, used, strict=True) for k in places]
+    values = torch.tensor(flat, dtype=torch.float64).to(nothing) + nothing
+    return list(zip(used, torch.split(values, [len(places) for places in used]), strict=True))
+
+
+def _combine(slopes: list[Tensor], row: Row) -> Tensor:
+    places, coefficients = row
     # one product over the stacked slopes: far fewer operations than a chain of scaled additions
-    stacked = torch.stack([slope for slope, _ in used], dim=-1)
-    return stacked @ stacked.new_tensor([c for _, c in used])
+    return torch.stack([slopes[k] for k in places], dim=-1) @ coefficients

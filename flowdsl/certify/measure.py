@@ -1,0 +1,98 @@
+"""One mean gradient at the truth, sampled until it is told from zero or not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.setting import STEPS, Setting
+from flowdsl.checks.certificate import Measurement
+from flowdsl.diagnostics import DiagnosticError
+from flowdsl.exact.certificate import Certificate, LossLike, Moment, Sampling, certify
+
+ZERO = 4.0  #: standard errors within which a mean gradient vanishes
+CLEAR = 6.0  #: standard errors beyond which it does not
+LEAST = 0.004  #: share of the scale below which nothing is called non-zero
+SEEN = 0.04  #: largest standard error, in shares of the scale, of a measurement that says zero
+RESOLUTION = 5e-4  #: shares of the scale that integration error may make
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is sampled at first, and how many times as much where the first is not clear."""
+
+    rows: int = 512
+    batches: int = 40
+    more: int = 4
+    directions: int = 8
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(rows=self.rows, batches=self.batches, seed=self.seed)
+
+
+def moment(progress: float) -> Moment:
+    """A moment of a long training."""
+    return Moment(progress=progress, step=round(progress * STEPS), steps=STEPS)
+
+
+def measure(
+    loss: LossLike, setting: Setting, when: Moment, effort: Effort, at: str = ""
+) -> tuple[Measurement, Certificate]:
+    """The mean gradient of a loss of one term. Raises `Uncertified` where it has no value."""
+    first = _certificate(loss, setting, when, effort, effort.sampling)
+    found = judged(first, at)
+    if found.outcome != "unclear" or not effort.more:
+        return found, first
+    more = replace(effort.sampling, batches=effort.more * effort.batches, seed=effort.seed + 1)
+    second = _certificate(loss, setting, when, effort, more)
+    again = judged(second, at)
+    return replace(again, seconds=found.seconds + again.seconds), second
+
+
+def _certificate(
+    loss: LossLike, setting: Setting, when: Moment, effort: Effort, sampling: Sampling
+) -> Certificate:
+    try:
+        found = certify(
+            loss,
+            setting.field,
+            setting.truths,
+            sampling=sampling,
+            moment=when,
+            directions=effort.directions,
+            resolution=RESOLUTION,
+        )
+    except (DiagnosticError, RuntimeError, ValueError, ArithmeticError) as error:
+        told = error.diagnostics[0].message if isinstance(error, DiagnosticError) else str(error)
+        text = told.split("\n")[0]
+        raise Uncertified(f"the loss cannot be evaluated at the truth: {text}") from error
+    if not all(math.isfinite(x) for x in (*found.mean, *found.scale)):
+        raise Uncertified("the loss or its gradient is not finite at the truth")
+    if not any(s > 0 for s in found.scale):
+        raise Uncertified("the loss does not change when the networks do")
+    return found
+
+
+def judged(certificate: Certificate, at: str) -> Measurement:
+    """What a certificate shows."""
+    relative = max(abs(r) for r in certificate.relative)
+    error = max(certificate.relative_error)
+    z = certificate.worst
+    outcome: Literal["zero", "nonzero", "unclear"] = "unclear"
+    if z > CLEAR and relative > LEAST:
+        outcome = "nonzero"
+    elif z <= ZERO and error <= SEEN:
+        outcome = "zero"
+    return Measurement(
+        at,
+        outcome,
+        round(z, 2),
+        relative,
+        error,
+        certificate.rows,
+        certificate.seconds,
+    )

@@ -1,0 +1,137 @@
+"""Where an objective is measured: its path, a mixture with labels, and its exact networks there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.guided import GuidedField, Strength, strength_of
+from flowdsl.certify.means import MeanReader
+from flowdsl.certify.numbers import Numbers
+from flowdsl.certify.path import affine_path
+from flowdsl.certify.places import Place, places, refuse_generated, row_kinds
+from flowdsl.certify.shape import MapShape
+from flowdsl.certify.solution import Solution
+from flowdsl.certify.truth import Truths
+from flowdsl.exact.certificate import LossLike
+from flowdsl.exact.field import MixtureField
+from flowdsl.exact.flow import FlowMap
+from flowdsl.exact.mixture import GaussianMixture
+from flowdsl.exact.networks import Truth
+from flowdsl.spec.core import Expr, Kind, Level
+from flowdsl.spec.kinds import level_of
+from flowdsl.spec.objective import Objective
+
+STEPS = 1_000_000  #: a long run, so that a warm-up counted in steps ends within it
+ACCURATE = 2e-4  #: mean error of an average velocity at which a flow's steps are fine enough
+COARSEST = 1e-2
+TRIED = (2, 3, 4, 6, 8, 12, 16)
+
+
+def training(progress: float) -> dict[str, float]:
+    """`progress`, `step` and `steps` at a share of training."""
+    return {"progress": progress, "step": round(progress * STEPS), "steps": STEPS}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Exact networks for one objective; `error` is that of their flows."""
+
+    field: MixtureField
+    truths: dict[str, Truth]
+    error: float
+
+
+def mixture(seed: int = 3) -> GaussianMixture:
+    """Three long Gaussians, turned by a third of a half turn each, in two classes.
+
+    They overlap enough for guidance to be gentle: its flow is then accurate in few steps.
+    """
+    return GaussianMixture.random(
+        dimension=2, components=3, classes=2, spread=0.8, stds=(0.35, 1.0), seed=seed
+    )
+
+
+def setting(objective: Objective, loss: LossLike) -> Setting:
+    """The setting of an objective that `bare` has made. Raises `Uncertified`."""
+    refuse_generated(objective)
+    if len(objective.paths) != 1:
+        raise Uncertified("more than one path: an inner flow has no known mixture")
+    constants = {name: float(value) for name, value in objective.constants.items()}
+    numbers = Numbers(constants, training(1.0))
+    (path,) = objective.paths.values()
+    data_field = MixtureField(mixture(), affine_path(objective, path, numbers))
+    data, _ = data_field.mixture.sample(512, torch.Generator().manual_seed(11))
+    kinds = row_kinds(objective, loss, data)
+    found = tuple(places(objective, kinds, numbers))
+    if not found:
+        raise Uncertified("no network that learns sees a state of the path")
+    shapes: dict[str, MapShape] = {}
+    for flow_map in objective.maps.values():
+        shape = MapShape(objective, flow_map, numbers)
+        shapes.setdefault(shape.network, shape)
+    reader = MeanReader(objective, numbers, {path.state: data_field.path})
+    span = _span(objective, loss, data, found, numbers)
+    solution = Solution(objective, reader, shapes, found, span)
+    strength = strength_of(solution)
+    steps, error = (0, 0.0) if not shapes else _steps(solution, data_field, strength)
+    truths = Truths(solution, data_field, strength, steps)
+    return Setting(data_field, {n.name: truths.of(n) for n in objective.networks.values()}, error)
+
+
+def _span(
+    objective: Objective,
+    loss: LossLike,
+    data: Tensor,
+    found: tuple[Place, ...],
+    numbers: Numbers,
+) -> tuple[float, float]:
+    """The times of the states that networks see, on rows that the loss draws."""
+    draws = loss.draw(
+        data,
+        generator=torch.Generator().manual_seed(13),
+        progress=1.0,
+        step=STEPS,
+        steps=STEPS,
+    )
+    bound: dict[Expr, Tensor] = {
+        d.symbol: draws[d.name].double()
+        for d in objective.draws.values()
+        if d.kind in (Kind.TIME, Kind.SCALAR) and d.name in draws
+    }
+    seen = []
+    for place in found:
+        if level_of(place.base.time) is Level.ROW:
+            seen.append(numbers.rows(place.base.time, bound, data[:, 0]))
+    if not seen:
+        return 0.02, 0.98
+    times = torch.cat(seen)
+    return float(times.quantile(0.002)), float(times.quantile(0.998))
+
+
+def _steps(solution: Solution, field: MixtureField, strength: Strength) -> tuple[int, float]:
+    """How many steps make the flow accurate over the times that are drawn, and its error."""
+    low, high = solution.span
+    generator = torch.Generator().manual_seed(17)
+    data, label = field.mixture.sample(256, generator)
+    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
+    start, end = low + (high - low) * torch.rand(2, 256, generator=generator).double()
+    state = field.path.state(data, noise, start)
+    equation = solution.equation(False)
+    scalars = {} if equation is None else solution.parameters(equation.place, start)
+    guided = GuidedField.under(field, strength, scalars, start)
+    before = FlowMap(guided, TRIED[0]).average_velocity(state, start, end, label)
+    error = float("inf")
+    for steps, finer in pairwise(TRIED):
+        after = FlowMap(guided, finer).average_velocity(state, start, end, label)
+        error = float((after - before).norm(dim=1).mean())
+        if error < ACCURATE:
+            return steps, error
+        before = after
+    if not error < COARSEST:
+        raise Uncertified("the flow cannot be integrated accurately over the times that are drawn")
+    return TRIED[-1], error

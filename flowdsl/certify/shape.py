@@ -1,0 +1,236 @@
+"""A map as numbers: `A z + B N`, its limit on the diagonal, and the times that its network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.linear import Combination, combination
+from flowdsl.certify.numbers import Numbers
+from flowdsl.spec.core import (
+    ZERO,
+    Evaluate,
+    Expr,
+    Formal,
+    Given,
+    Kind,
+    Level,
+    Null,
+    Number,
+    transform,
+    walk,
+)
+from flowdsl.spec.kinds import level_of
+from flowdsl.spec.objective import FlowMap, Objective
+
+Scalars = Mapping[str, Tensor]
+
+#: Below this distance of the two times a quotient is taken as the mean of a derivative.
+NEAR = 0.1
+_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(10))
+_PROBES = ((0.37, 0.81), (0.62, 0.23), (0.91, 0.55))
+
+
+class MapShape:
+    """One map `A(t, s) z + B(t, s) N(c z, …)`, evaluated at times and conditions (rows,).
+
+    Conditions of the network that are expressions of the spec (a guidance scale) become parameters:
+    at another scale every occurrence of it changes, inside the network and out. Raises
+    `Uncertified` unless the map is linear in one evaluation of one network.
+    """
+
+    def __init__(self, objective: Objective, flow_map: FlowMap, numbers: Numbers) -> None:
+        self.flow_map = flow_map
+        self.numbers = numbers
+        self._objective = objective
+        body = with_parameters(flow_map.body, single_call(flow_map, flow_map.body))
+        self.call = single_call(flow_map, body)
+        self.network = self.call.network
+        terms = combination(body, objective.networks)
+        if not set(terms) <= {flow_map.state, self.call} or self.call.directions:
+            raise Uncertified("the map is not linear in its state and network", flow_map.span)
+        self._skip, self._out = terms.get(flow_map.state, ZERO), terms.get(self.call, ZERO)
+        self._scale = self._input_scale(objective)
+
+    def _input_scale(self, objective: Objective) -> Expr:
+        kinds = objective.networks[self.network].arguments
+        if [kind for _, kind in kinds].index(Kind.STATE) != 0:
+            raise Uncertified(f"{self.network} does not take its state first", self.call.span)
+        read: Combination = combination(self.call.args[0], objective.networks)
+        if set(read) != {self.flow_map.state}:
+            raise Uncertified("the network reads something else than the state", self.call.span)
+        return read[self.flow_map.state]
+
+    # evaluation
+
+    def _bound(self, start: Tensor, end: Tensor, scalars: Scalars) -> dict[Expr, Tensor]:
+        bound: dict[Expr, Tensor] = {Formal(n, Kind.SCALAR): v for n, v in scalars.items()}
+        for formal, time in ((self.flow_map.start, start), (self.flow_map.end, end)):
+            if isinstance(formal, Formal):
+                bound[formal] = time
+        return bound
+
+    def weights(self, start: Tensor, end: Tensor, scalars: Scalars) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        bound, like = self._bound(start, end, scalars), start + end
+        return self.numbers.rows(self._skip, bound, like), self.numbers.rows(self._out, bound, like)
+
+    def input_scale(self, start: Tensor, end: Tensor, scalars: Scalars) -> Tensor:
+        """c."""
+        return self.numbers.rows(self._scale, self._bound(start, end, scalars), start + end)
+
+    def slopes(self, start: Tensor, end: Tensor, scalars: Scalars) -> tuple[Tensor, Tensor]:
+        """`(1 - A) / (s - t)` and `B / (s - t)`, smooth through `s = t`.
+
+        With them the network of a flow with average velocity V is `(a z + V) / b`.
+        """
+        by_end = isinstance(self.flow_map.end, Formal)
+
+        def moved(time: Tensor) -> tuple[Tensor, Tensor]:
+            return (
+                self.weights(start, time, scalars) if by_end else self.weights(time, end, scalars)
+            )
+
+        fixed, other = (start, end) if by_end else (end, start)
+        a = _quotient(lambda t: moved(t)[0], fixed, other)
+        b = _quotient(lambda t: moved(t)[1], fixed, other)
+        return (-a, b) if by_end else (a, -b)
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Does the map move nothing where its times are equal, for every network?"""
+        times = torch.tensor([0.23, 0.51, 0.84], dtype=torch.float64)
+        if not isinstance(self.flow_map.end, Formal):
+            times = self.end_of(times)
+        elif not isinstance(self.flow_map.start, Formal):
+            times = self.start_of(times)
+        skip, out = self.weights(times, times, self._probe_scalars(times))
+        return bool(((skip - 1).abs() + out.abs()).max() < 1e-9)
+
+    def _probe_scalars(self, like: Tensor) -> dict[str, Tensor]:
+        return {name: torch.full_like(like, 1.3) for name in self.parameters}
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The conditions that stand in the map itself."""
+        return tuple(name for name, value in self.call.conditions if isinstance(value, Formal))
+
+    # times
+
+    def start_of(self, like: Tensor) -> Tensor:
+        """The map's start where it is a fixed number."""
+        return self.numbers.rows(self.flow_map.start, {}, like)
+
+    def end_of(self, like: Tensor) -> Tensor:
+        """The map's end where it is a fixed number."""
+        return self.numbers.rows(self.flow_map.end, {}, like)
+
+    def times_of(self, shown: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Start and end of the map at which its network sees these times."""
+        found = {
+            f.name: self._solution(f, shown)
+            for f in (self.flow_map.start, self.flow_map.end)
+            if isinstance(f, Formal)
+        }
+        like = next(iter(found.values()))
+        start, end = self.flow_map.start, self.flow_map.end
+        return (
+            found[start.name] if isinstance(start, Formal) else self.start_of(like),
+            found[end.name] if isinstance(end, Formal) else self.end_of(like),
+        )
+
+    def _solution(self, formal: Formal, shown: Sequence[Tensor]) -> Tensor:
+        arguments = self.call.args[1:]
+        if formal in arguments:  # the very tensor: equal times stay one and the same
+            return shown[arguments.index(formal)]
+        matrix, offsets = self._affine
+        names = self._free
+        inverse = torch.linalg.pinv(matrix)[names.index(formal)]
+        total = torch.zeros_like(shown[0])
+        for w, x, o in zip(inverse.tolist(), shown, offsets.tolist(), strict=True):
+            total = total + w * (x - o)
+        return total
+
+    @property
+    def _free(self) -> list[Formal]:
+        ends = (self.flow_map.start, self.flow_map.end)
+        return [f for f in ends if isinstance(f, Formal)]
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """The shown times as an affine function of the map's: matrix and offsets."""
+        free = self._free
+
+        def shown(values: Sequence[float]) -> Tensor:
+            bound: dict[Expr, Tensor] = {
+                f: torch.tensor(v, dtype=torch.float64) for f, v in zip(free, values, strict=False)
+            }
+            return torch.stack([self.numbers(a, bound).double() for a in self.call.args[1:]])
+
+        offsets = shown([0.0] * len(free))
+        columns = [
+            shown([float(i == k) for i in range(len(free))]) - offsets for k in range(len(free))
+        ]
+        matrix = torch.stack(columns, dim=1)
+        for probe in _PROBES:
+            values = torch.tensor(probe[: len(free)], dtype=torch.float64)
+            if (shown(probe) - offsets - matrix @ values).abs().max() > 1e-9:
+                raise Uncertified("the times a network sees are no affine function of the map's",
+                                  self.call.span)  # fmt: skip
+        if int(torch.linalg.matrix_rank(matrix)) < len(free):
+            raise Uncertified(
+                f"{self.network} does not see enough to tell the map's times apart", self.call.span
+            )
+        return matrix, offsets
+
+    def check(self) -> None:
+        """Raises `Uncertified` now rather than in the middle of a measurement."""
+        self._affine  # noqa: B018
+
+
+def _quotient(f: Callable[[Tensor], Tensor], fixed: Tensor, other: Tensor) -> Tensor:
+    """`(f(other) - f(fixed)) / (other - fixed)`, smooth where the times are equal.
+
+    Close by, it is the mean of f' in between, by Gauss and Legendre's rule with ten nodes.
+    """
+    distance = other - fixed
+    near = distance.abs() < NEAR
+    width = torch.where(near, torch.ones_like(distance), distance)
+    shares = (_NODES.reshape(-1, *[1] * fixed.dim()) + 1) / 2
+    nodes = fixed + shares * torch.where(near, distance, NEAR)
+    rates: Tensor = torch.func.jvp(f, (nodes,), (torch.ones_like(nodes),))[1]
+    mean = torch.tensordot(_WEIGHTS / 2, rates, dims=1)
+    return torch.where(near, mean, (f(other) - f(fixed)) / width)
+
+
+def single_call(flow_map: FlowMap, body: Expr) -> Evaluate:
+    """The one evaluation of a network in a map."""
+    calls = {node for node in walk(body) if isinstance(node, Evaluate)}
+    if len(calls) != 1:
+        raise Uncertified("the map evaluates its network more than once, or never", flow_map.span)
+    return calls.pop()
+
+
+def with_parameters(expr: Expr, call: Evaluate) -> Expr:
+    """The tree with the scalar conditions of a call written as parameters, wherever they occur."""
+    names = parameters_of(call)
+    if not names:
+        return expr
+    return transform(expr, lambda node: names.get(node, node))
+
+
+def parameters_of(call: Evaluate) -> dict[Expr, Formal]:
+    """The scalar conditions of a call that are expressions, each with the parameter for it."""
+    return {
+        value: Formal(name, Kind.SCALAR)
+        for name, value in call.conditions
+        if not isinstance(value, Number | Null | Given)
+        and level_of(value) is not Level.STEP
+        and value not in call.args
+        and name != "label"
+    }
