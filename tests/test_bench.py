@@ -426,6 +426,7 @@ def test_the_json_has_a_stable_form_and_names_no_host() -> None:
 
 def test_sizes_can_be_changed() -> None:
     assert resized(SIZES["nano"]) is SIZES["nano"]
+    assert resized(SIZES["nano"], depth=4) is SIZES["nano"]
     changed = resized(SIZES["nano"], depth=6, width=192)
     assert (changed.depth, changed.width, changed.heads) == (6, 192, 3)
     assert changed.name == "nano, depth 6 width 192"

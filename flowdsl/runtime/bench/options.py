@@ -82,7 +82,7 @@ def resized(
 ) -> Size:
     """A size with some of its numbers replaced, and a name that says so."""
     changes = {"depth": depth, "width": width, "heads": heads}
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = {n: v for n, v in changes.items() if v is not None and v != getattr(size, n)}
     if not given:
         return size
     words = "".join(f" {name} {value}" for name, value in given.items())
