@@ -62,7 +62,8 @@ class DataCard:
     data.
 
     `spec` is what a user typed (`digits`, `folder:/photos`); `shape` is (channels, height, width);
-    `classes` is None for data without labels.
+    `classes` is None for data without labels; `patch` is the side of a patch for the bundled
+    network where its own choice does not suit the data.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DataCard:
     shape: tuple[int, int, int]
     classes: int | None = None
     class_names: tuple[str, ...] = ()
+    patch: int | None = None
     pixels: Pixels = Pixels()
 
     def class_name(self, label: int) -> str:

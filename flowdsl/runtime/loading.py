@@ -93,7 +93,7 @@ def bundled_networks(loss: CompiledLoss, card: DataCard, config: TrainConfig) ->
                 shape=card.shape,
                 classes=card.classes,
                 size=config.size,
-                patch=config.patch,
+                patch=config.patch or card.patch,
             )
             for signature in loss.signature.networks
             if signature.average_of is None

@@ -26,7 +26,7 @@ def exact_flow(loss: CompiledLoss, card: DataCard) -> ExactFlow | None:
     flow = FlowMap(MixtureField(law, path_of(loss, loss)), steps=STEPS)
 
     def carry(states: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        return flow(states.flatten(1), start, end).view_as(states)
+        return flow(states.flatten(1), start, end).reshape(states.shape)
 
     return carry
 
@@ -39,8 +39,9 @@ def path_of(loss: CompiledLoss, path: HasPath) -> AffinePath:
 
     def schedule(data: float, noise: float) -> tuple[Schedule, Schedule]:
         def value(time: Tensor) -> Tensor:
-            one = torch.ones(len(time), 1, dtype=time.dtype)
-            return path.path(data * one, noise * one, time).squeeze(1)
+            flat = time.flatten().contiguous()
+            one = torch.ones(len(flat), 1, dtype=time.dtype)
+            return path.path(data * one, noise * one, flat).view_as(time)
 
         def rate(time: Tensor) -> Tensor:
             slope: Tensor = torch.func.jvp(value, (time,), (torch.ones_like(time),))[1]

@@ -14,6 +14,9 @@ from flowdsl.runtime.dataset import DataCard, Dataset, split
 
 SUMMARY = "handwritten digits, 8x8 grey, 10 classes, 1,797 images (inside scikit-learn)"
 
+#: Four patches of a digit learn as well as sixty-four, in an eighth of the time.
+PATCH = 4
+
 
 def load(argument: str, size: int | None) -> Dataset:
     """Digits in [-1, 1], shape (1, 8, 8). Never mirrored: a mirrored 2 is not a 2."""
@@ -27,4 +30,5 @@ def load(argument: str, size: int | None) -> Dataset:
     labels = torch.from_numpy(raw.target).long()
     train, held_out = split(data, labels)
     names = tuple(str(digit) for digit in range(10))
-    return Dataset(DataCard("digits", "digits", (1, 8, 8), 10, names), train, held_out)
+    card = DataCard("digits", "digits", (1, 8, 8), 10, names, patch=PATCH)
+    return Dataset(card, train, held_out)

@@ -1,7 +1,8 @@
 """How to train: one frozen record, checked by pydantic. The mathematics is the spec's; nothing of
 it is here.
 
-The defaults are the recipe for the embedded digits on a laptop's CPU.
+The defaults are the recipe for the embedded digits: with MeanFlow, one-step samples that a person
+can read after some three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="peak learning rate")] = 1e-3
+    learning_rate: Annotated[
+        float,
+        Field(gt=0, le=10, description="at its peak; a larger network wants less (DiT-B: 1e-4)"),
+    ] = 4e-3
     schedule: Annotated[
         Literal["constant", "cosine"],
         Field(description="after the warm-up: constant, or down to a tenth along a cosine"),
@@ -30,7 +34,7 @@ class OptimizerConfig(BaseModel):
         0.95,
     )
     weight_decay: Annotated[float, Field(ge=0, description="of matrices, not of vectors")] = 0.0
-    clip: Annotated[float, Field(gt=0, description="largest norm of the whole gradient")] = 1.0
+    clip: Annotated[float, Field(gt=0, description="largest norm of the whole gradient")] = 10.0
 
 
 class TrainConfig(BaseModel):
@@ -46,7 +50,7 @@ class TrainConfig(BaseModel):
     patch: Annotated[
         int | None, Field(ge=1, description="patch of the network in pixels; none chooses")
     ] = None
-    steps: Annotated[Count, Field(description="optimiser steps")] = 2000
+    steps: Annotated[Count, Field(description="optimiser steps")] = 3000
     batch: Annotated[Count, Field(description="rows of data per step")] = 128
     seed: Annotated[int, Field(ge=0, description="of weights, data order and draws")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
@@ -58,7 +62,7 @@ class TrainConfig(BaseModel):
     ema: Annotated[
         tuple[Decay, ...],
         Field(min_length=1, description="decays of the averaged weights; the first one samples"),
-    ] = (0.999,)
+    ] = (0.995,)
     log_every: Annotated[Count, Field(description="steps per line of the log")] = 50
     sample_every: Annotated[
         int, Field(ge=0, description="steps between pictures; 0 is only at the end")

@@ -167,6 +167,7 @@ def _from_json(content: Mapping[str, Any], spec: Path) -> RunRecord:
             shape=(channels, height, width),
             classes=data["classes"],
             class_names=tuple(data["class_names"]),
+            patch=data["patch"],
             pixels=Pixels(**data["pixels"]),
         ),
         spec=SavedSpec(spec.read_text(encoding="utf-8"), content["constants"], content["options"]),
