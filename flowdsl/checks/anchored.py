@@ -14,8 +14,9 @@ from flowdsl.proof.anchor import Anchors, Tie, anchors, mentions, passes, reache
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.interpret import Conditions
 from flowdsl.proof.judge import judge
+from flowdsl.proof.sample import live_calls
 from flowdsl.proof.show import Printer, signed
-from flowdsl.spec.core import Formal
+from flowdsl.spec.core import Formal, Null
 from flowdsl.spec.objective import Objective
 
 NAME = "anchored"
@@ -32,6 +33,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         verdicts += [_open(analysis, objective, found, c) for c in found.loose]
         verdicts += [_unread(reason) for reason in dict.fromkeys(found.failures) if not found.tied]
         verdicts += _elsewhere(objective, analysis)
+    verdicts += _never_labelled(objective)
     each = (time.perf_counter() - begin) / max(1, len(verdicts))
     return [Verdict(v.check, v.status, v.message, v.term, v.case, v.left_over, v.order,
                     v.identities, each, v.diagnostic) for v in verdicts]  # fmt: skip
@@ -100,8 +102,8 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
     ]  # fmt: skip
     if two_times and not reaches_off_diagonal(analysis):
         message = "the map is trained only where its times are equal"
-        diagnostic = Diagnostic(NAME, message, analysis.matched[0].span,
-                                hint="add a term with different times")  # fmt: skip
+        hint = "add a term with different times"
+        diagnostic = Diagnostic(NAME, message, analysis.matched[0].span, hint=hint)
         verdicts.append(Verdict(NAME, "unanchored", message, diagnostic=diagnostic))
     for flow_map in objective.maps.values():
         if deviation(analysis, flow_map) and passes(analysis, "constant"):
@@ -115,6 +117,24 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
             Verdict(NAME, "note", "unique among networks that are continuous in their times: away "
                                   "from the diagonal only the semigroup identity is used")
         )  # fmt: skip
+    return verdicts
+
+
+def _never_labelled(objective: Objective) -> list[Verdict]:
+    """A network with a label among its conditions, and no row that shows it one."""
+    calls = [
+        call for term in objective.terms for call in live_calls(objective, term.loss)
+    ]  # fmt: skip
+    verdicts = []
+    for network in objective.networks.values():
+        shown = [dict(c.conditions).get("label") for c in calls if c.network == network.name]
+        if "label" not in network.conditions or not shown:
+            continue
+        if all(isinstance(value, Null) for value in shown):
+            message = f"{network.name} is never shown a label, only null"
+            hint = "drop the label on some rows, not on all of them"
+            diagnostic = Diagnostic(NAME, message, network.span, hint=hint)
+            verdicts.append(Verdict(NAME, "unanchored", message, diagnostic=diagnostic))
     return verdicts
 
 

@@ -15,6 +15,7 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.numbers import path_weights
 from flowdsl.proof.show import times
 from flowdsl.proof.truth import MapNetwork, shape_of
+from flowdsl.proof.wellformed import flaw
 from flowdsl.spec.core import Expr, Formal
 from flowdsl.spec.objective import FlowMap, Objective, Path
 
@@ -70,6 +71,15 @@ def close(x: float, y: float) -> bool:
 
 def _map(objective: Objective, analysis: Analysis, flow_map: FlowMap) -> Verdict:
     begin = time.perf_counter()
+    message, hint = flaw(objective, flow_map)
+    if not message and unused(analysis, flow_map):
+        message = "the network has no part in the map"
+        hint = "multiply it by a factor that is not zero where the times differ"
+    if message:
+        seconds = time.perf_counter() - begin
+        diagnostic = Diagnostic(NAME, message, flow_map.span, hint=hint)
+        return Verdict(NAME, "refuted", message, flow_map.name, seconds=seconds,
+                       diagnostic=diagnostic)  # fmt: skip
     try:
         wrong = deviation(analysis, flow_map)
     except Undecided as undecided:
@@ -126,6 +136,25 @@ def _text(analysis: Analysis, x: object, show: dict[str, str]) -> str:
     for old, new in show.items():
         text = text.replace(old, new)
     return text
+
+
+def unused(analysis: Analysis, flow_map: FlowMap) -> bool:
+    """Is the factor of the network zero, whatever the times?"""
+    scalars = analysis.scalars
+    for on_rows in kinds(analysis):
+        try:
+            own = MapNetwork(analysis.context(), shape_of(flow_map, on_rows))
+            named = tuple(
+                (name, scalars.symbol("_1"))
+                for name, value in own.shape.call.conditions
+                if isinstance(value, Formal)
+            )
+            # a fixed end is a number: two free times are enough
+            if own.coefficients(scalars.symbol("_0"), scalars.symbol("_1"), named)[1]:
+                return False
+        except Undecided:
+            return False
+    return True
 
 
 def kinds(analysis: Analysis) -> list[Callable[[Expr], Expr]]:

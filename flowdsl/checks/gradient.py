@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
-from flowdsl.checks.check import Check
+from flowdsl.checks.check import Check, rows_text
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
+from flowdsl.proof.numbers import evaluate
 from flowdsl.proof.sample import live_calls
-from flowdsl.spec.core import Evaluate, Expr, Stop, children
+from flowdsl.proof.weight import ENTRIES, ERROR
+from flowdsl.spec.core import Apply, Evaluate, Expr, Stop, children, walk
 from flowdsl.spec.objective import Objective, Term
 
 NAME = "gradient"
+#: Errors of a sample at which the sign of its weight is looked at.
+ERRORS = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
@@ -23,6 +28,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         begin = time.perf_counter()
         found = _target(objective, term) + _fixed(objective, term)
         found += _second_order(objective, term) + _weights(analysis, term)
+        found += _silent(objective, term) + _clips(objective, term) + _empty(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
                              seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
@@ -134,6 +140,8 @@ def _weights(analysis: Analysis, term: Term) -> list[Verdict]:
         message = "the loss does not depend on the error: no gradient"
     elif -1 in signs:
         message = "the weight of the error is negative: it would grow"
+    elif None in signs:
+        message = "the weight of the error changes its sign: at some errors it would grow"
     else:
         return []
     diagnostic = Diagnostic(NAME, message, term.loss_span or term.span)
@@ -141,22 +149,75 @@ def _weights(analysis: Analysis, term: Term) -> list[Verdict]:
 
 
 def _sign(analysis: Analysis, case: Case) -> int | None:
-    """The sign of a row's weight at a few values of everything in it; None when they differ."""
+    """The sign of a row's weight at values of everything in it; None when it changes with the
+    error, 1 when that is not known."""
     slope, scalars = analysis.weight(case).slope, analysis.loss_scalars
     if not slope:
         return 0
     constants = analysis.objective.constants
     named = {scalars.index(n): float(v) for n, v in constants.items() if scalars.has(n)}
-    signs = set()
+    found: set[int | None] = set()
     for k in range(5):
         values = {
             i: 0.1 + 0.8 * ((k * 37 + i * 61) % 100) / 100 for i in range(len(scalars.field.gens))
         }
+        signs = set()
+        for error in ERRORS:
+            at = {**values, **named, scalars.index(ERROR): error, scalars.index(ENTRIES): 64.0}
+            try:
+                signs.add(scalars.numeric(slope, at) > 0)
+            except (ArithmeticError, ValueError):
+                return 1
+        found.add((1 if signs == {True} else -1) if len(signs) == 1 else None)
+    if None in found:
+        return None
+    return found.pop() if len(found) == 1 else 1
+
+
+def _silent(objective: Objective, term: Term) -> list[Verdict]:
+    """A term through which no network learns."""
+    if any(live_calls(objective, expr) for expr in _expressions(term)):
+        return []
+    message = "no gradient flows through this term"
+    diagnostic = Diagnostic(NAME, message, term.span,
+                            hint="take a learning network out of its stop( )")  # fmt: skip
+    return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+
+
+def _clips(objective: Objective, term: Term) -> list[Verdict]:
+    """A clip whose bounds leave one value, or none, passes neither value nor gradient."""
+    constants = {name: float(value) for name, value in objective.constants.items()}
+    for node in walk(term.loss):
+        if not (isinstance(node, Apply) and node.op == "clip"):
+            continue
         try:
-            signs.add(scalars.numeric(slope, {**values, **named}) > 0)
-        except (ArithmeticError, ValueError):
-            return None
-    return (1 if signs == {True} else -1) if len(signs) == 1 else None
+            low, high = (evaluate(bound, constants) for bound in node.args[1:])
+        except Undecided:
+            continue
+        if low >= high:
+            message = f"clip between {low:g} and {high:g} leaves nothing of what it clips"
+            diagnostic = Diagnostic(NAME, message, node.span or term.span,
+                                    hint="write the lower bound first")  # fmt: skip
+            return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+    return []
+
+
+def _empty(analysis: Analysis, term: Term) -> list[Verdict]:
+    """Rows on which prediction and target are one and the same, whatever the networks."""
+    if term.target is None:
+        return []
+    found: list[Case] = []
+    with suppress(Undecided):
+        for case in analysis.cases(term):
+            exprs = [e for e in (case.prediction, case.target) if e is not None]
+            calls = {n.network for e in exprs for n in walk(e) if isinstance(n, Evaluate)}
+            lagging = any(analysis.objective.networks[n].average_of is not None for n in calls)
+            if not lagging and not analysis.study(case, kind="free").residual:
+                found.append(case)
+    if not found:
+        return []
+    message = "prediction and target are the same for every network: nothing is learnt"
+    return [Verdict(NAME, "note", message, case=rows_text(analysis, found))]
 
 
 CHECK = Check(

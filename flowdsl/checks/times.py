@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from itertools import product
 
@@ -28,17 +29,24 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.kinds import level_of
-from flowdsl.spec.objective import Objective, Path
+from flowdsl.spec.objective import FlowMap, Objective, Path
 
 NAME = "times"
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
-    return per_case(NAME, analysis, objective.terms, lambda case: _decide(analysis, case))
+    verdicts = per_case(NAME, analysis, objective.terms, lambda case: _decide(analysis, case))
+    return verdicts + _directions(objective, analysis)
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
     row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
+    crossed = analysis.domain.crossed(row)
+    if crossed:
+        message = f"the law of {crossed} can have its upper end below its lower one"
+        hint = f"draw what stands in its ends so that {crossed} has room"
+        diagnostic = Diagnostic(NAME, message, case.term.span, hint=hint)
+        return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
     bounds = analysis.domain.bounds(row)
     printer = Printer.of(analysis, case)
     unknown: list[str] = []
@@ -173,8 +181,8 @@ def _steps(expr: Expr) -> list[Expr]:
 
 def _outside(case: Case, name: str, text: str) -> Verdict:
     message = f"{name} can lie {text}, where the path is not defined"
-    diagnostic = Diagnostic(NAME, message, case.term.span,
-                            hint="draw it from a law within the path's times")  # fmt: skip
+    hint = "draw it from a law within the path's times"
+    diagnostic = Diagnostic(NAME, message, case.term.span, hint=hint)
     return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
 
 
@@ -205,10 +213,67 @@ def _ordered(analysis: Analysis, case: Case, bounds: list[Bound]) -> Verdict:
     return Verdict(NAME, "proved", message)
 
 
-def _jumps(analysis: Analysis, case: Case) -> list[tuple[Evaluate, Expr, Expr]]:
+def _directions(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    """Samples are made by jumps towards the data: some rows must train such jumps."""
+    two_times = [
+        m for m in objective.maps.values()
+        if isinstance(m.start, Formal) and isinstance(m.end, Formal)
+    ]  # fmt: skip
+    for flow_map in two_times:
+        path = objective.paths[flow_map.path]
+        towards = _data_is_later(objective, path)
+        ways = _ways(analysis, flow_map)
+        if towards is None or ways != {"down" if towards else "up"}:
+            continue
+        message = "the map is trained from data to noise only; samples need the other way"
+        hint = "draw the start of the map nearer to the noise than its end"
+        diagnostic = Diagnostic(NAME, message, flow_map.span, hint=hint)
+        return [Verdict(NAME, "refuted", message, flow_map.name, diagnostic=diagnostic)]
+    return []
+
+
+def _ways(analysis: Analysis, flow_map: FlowMap) -> set[str]:
+    """The ways in which the jumps of a map lead, on all rows on which they lead anywhere."""
+    ways: set[str] = set()
+    with suppress(Undecided):
+        for case in analysis.all_cases():
+            row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
+            bounds = analysis.domain.bounds(row)
+            for _, start, end in _jumps(analysis, case, flow_map):
+                ways.add(_way(analysis, bounds, start, end))
+    return ways - {"nowhere"}
+
+
+def _data_is_later(objective: Objective, path: Path) -> bool | None:
+    """Does the path end in the data? None where neither of its usual ends is the data."""
+    for moment in (0.0, 1.0, 1.5707963267948966):
+        try:
+            a, s = path_weights(objective, path, moment)
+        except Undecided:
+            continue
+        if abs(a - 1) < 1e-9 and abs(s) < 1e-9:
+            return moment > 0
+    return None
+
+
+def _way(analysis: Analysis, bounds: list[Bound], start: Expr, end: Expr) -> str:
+    """Where a jump leads in time: "nowhere", "down", "up", or "either" when not always one way."""
+    difference = Apply("sub", (start, end))
+    if start == end or analysis.domain.affine(difference, {}) == Affine.number(0):
+        return "nowhere"
+    if _follows(analysis, bounds, difference, Affine.variable("τ")):
+        return "down"
+    if _follows(analysis, bounds, Apply("sub", (end, start)), Affine.variable("τ")):
+        return "up"
+    return "either"
+
+
+def _jumps(
+    analysis: Analysis, case: Case, only: FlowMap | None = None
+) -> list[tuple[Evaluate, Expr, Expr]]:
     """Every evaluation of a map's network, with the start and end of the jump it stands for."""
     found = []
-    for flow_map in analysis.objective.maps.values():
+    for flow_map in analysis.objective.maps.values() if only is None else (only,):
         calls = [n for n in walk(flow_map.body) if isinstance(n, Evaluate)]
         if len(calls) != 1:
             continue

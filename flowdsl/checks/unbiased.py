@@ -12,7 +12,9 @@ from flowdsl.proof.expand import parts
 from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.sample import NOISES
 from flowdsl.proof.show import Printer
+from flowdsl.spec.core import Apply, Expr, Given, PathState, PathVelocity, children, walk
 from flowdsl.spec.objective import Objective
+from flowdsl.spec.operations import OPERATIONS
 
 NAME = "unbiased"
 
@@ -36,9 +38,11 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
 def _order(analysis: Analysis, case: Case, finding: Finding) -> Verdict:
     """The weight may divide by the small quantity: say what is left of the bias."""
     message = f"the mean gradient is of order {finding.order} in {finding.small}"
-    depends = _weight_note(analysis, case)
-    if depends:
+    if _weight_note(analysis, case):
         message += ", before the row's weight"
+    size = _sized(analysis, case)
+    if size:
+        message += f", with {size} taken as a number that does not depend on the sample"
     return Verdict(NAME, "order", message, order=finding.order)
 
 
@@ -59,7 +63,7 @@ def _proved(analysis: Analysis, case: Case, finding: Finding) -> Verdict:
             f"{printer.state(study.parts.linear + study.parts.higher)}>"
         )
         return _covariance(case, left)
-    note = _weight_note(analysis, case)
+    note = _weight_note(analysis, case) or _size_note(analysis, case)
     if note:
         return Verdict(NAME, "note", note)
     return Verdict(NAME, "proved", "the noise has mean zero and meets no moving factor")
@@ -92,6 +96,38 @@ def _weight_note(analysis: Analysis, case: Case) -> str:
             "its solution not quite the mean"
         )
     return ""
+
+
+def _size_note(analysis: Analysis, case: Case) -> str:
+    """A residual divided by its own size is robust too: its mean is not what it was."""
+    size = _sized(analysis, case)
+    if not size:
+        return ""
+    return (
+        f"{size} depends on the conditional velocity: dividing by it makes the loss robust, "
+        "its solution not quite the mean"
+    )
+
+
+def _sized(analysis: Analysis, case: Case) -> str:
+    """A norm, or another size, of something random inside the term; empty when there is none."""
+    base = analysis.base(case)
+    for expr in (case.prediction, case.target):
+        for node in walk(expr) if expr is not None else ():
+            if not isinstance(node, Apply) or OPERATIONS[node.op].shape != "reduction":
+                continue
+            if _random(node, base):
+                return node.span.text if node.span is not None else f"{node.op}(…)"
+    return ""
+
+
+def _random(node: Expr, base: Expr) -> bool:
+    """Does anything in a tree vary when the row's state is known?"""
+    if node == base:
+        return False
+    if isinstance(node, PathVelocity | PathState) or node in (Given("data"), Given("noise")):
+        return True
+    return any(_random(child, base) for child in children(node))
 
 
 CHECK = Check(

@@ -9,7 +9,7 @@ from fractions import Fraction
 from flowdsl.prelude.laws import LAWS
 from flowdsl.proof.curriculum import Curricula
 from flowdsl.proof.errors import Undecided
-from flowdsl.proof.inequalities import Affine, Bound, feasible
+from flowdsl.proof.inequalities import Affine, Bound, feasible, implies
 from flowdsl.proof.numbers import evaluate
 from flowdsl.spec.core import (
     FALSE,
@@ -84,10 +84,15 @@ class Domain:
 
     # draws
 
-    def bounds(self, facts: Facts) -> list[Bound]:
-        """Everything the laws say about the draws of a row on which `facts` hold."""
+    def bounds(self, facts: Facts, before: str | None = None) -> list[Bound]:
+        """Everything the laws say about the draws of a row on which `facts` hold.
+
+        With `before`, what is known when that name is drawn: the laws of earlier names alone.
+        """
         found: list[Bound] = []
         for name, declaration in self.objective.draws.items():
+            if name == before:
+                return found
             if declaration.kind in (Kind.TIME, Kind.SCALAR):
                 line = self._line(declaration, facts)
                 if line is not None:
@@ -106,6 +111,31 @@ class Domain:
             elif rows != FALSE:
                 chosen = None
         return chosen
+
+    def edges(self, law: LawCall) -> tuple[Affine, Affine] | None:
+        """The ends between which a law draws, where it states them; they may be earlier draws."""
+        if law.law not in ("uniform", "truncated", "power_law"):
+            return None
+        first = 1 if law.law == "truncated" else 0
+        found = []
+        for limit in law.args[first : first + 2]:
+            edge = None if isinstance(limit, LawCall) else self.affine(limit)
+            if edge is None:
+                return None
+            found.append(edge)
+        return (found[0], found[1]) if len(found) == 2 else None
+
+    def crossed(self, facts: Facts) -> str:
+        """A name whose law has its ends the wrong way round on some rows; empty when none has."""
+        for name, declaration in self.objective.draws.items():
+            line = self._line(declaration, facts)
+            edges = None if line is None else self.edges(line.law)
+            if edges is None:
+                continue
+            known = self.bounds(facts, before=name)
+            if not implies(known, Bound(edges[1] - edges[0], False)):
+                return name
+        return ""
 
     def _law(self, line: DrawLine, name: str) -> list[Bound]:
         variable = Affine.variable(name)
