@@ -31,8 +31,8 @@ MAY = {
     "exact": ("diagnostics", "runtime"),
     "certify": (*READS, "checks", "exact"),  # independent of the proof: no calculus
     "runtime": ("diagnostics", "exact"),
-    "pipeline": (*READS, "clauses", "proof", "identities", "checks", "ir", "passes", "emit", "certify",
-                 "exact", "runtime"),
+    "pipeline": (*READS, "clauses", "proof", "identities", "checks", "ir", "passes", "emit",
+                 "certify", "exact", "runtime"),
     "api": ("pipeline", *READS, "checks", "passes", "runtime"),
     "cli": ("pipeline", "api", *READS, "clauses", "checks", "passes", "emit", "runtime"),
 }  # fmt: skip
