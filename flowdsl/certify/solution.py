@@ -120,10 +120,7 @@ class Solution:
 
     def owner(self, call: Evaluate) -> tuple[str, str]:
         """The network whose parameters a call uses, and its head."""
-        network = self.objective.networks[call.network]
-        source = network.average_of or network.name
-        heads = dict(self.objective.networks[source].heads)
-        return source, call.head if call.head in heads else next(iter(heads))
+        return self.objective.origin(call.network, call.head)
 
     # guidance
 

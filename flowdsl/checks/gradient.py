@@ -19,7 +19,7 @@ from flowdsl.spec.objective import Objective, Term
 
 NAME = "gradient"
 #: Errors of a sample at which the sign of its weight is looked at.
-ERRORS = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
+ERRORS = (3e-6, 3e-4, 3e-2, 3.0, 3e2, 3e4)
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
@@ -167,7 +167,9 @@ def _sign(analysis: Analysis, case: Case) -> int | None:
             try:
                 signs.add(scalars.numeric(slope, at) > 0)
             except (ArithmeticError, ValueError):
-                return 1
+                continue
+        if not signs:
+            return 1
         found.add((1 if signs == {True} else -1) if len(signs) == 1 else None)
     if None in found:
         return None

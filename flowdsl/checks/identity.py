@@ -14,7 +14,7 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.numeric import witness
-from flowdsl.proof.sample import NOISES, X
+from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.show import Printer, times
 from flowdsl.spec.objective import Objective
 
@@ -45,8 +45,9 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
 
 def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -> Verdict:
     assert finding.study is not None
-    if finding.study.networks.regression:
-        return _regression(finding, printer)
+    learners = learning_calls(analysis.objective, case.prediction, None)
+    if learners and learners[0].head in finding.study.networks.regression:
+        return _regression(finding, printer, learners[0].head)
     message = "zero" if finding.exact else "zero in the mean"
     if finding.values_only:
         message += ", at these values of the constants only"
@@ -54,10 +55,10 @@ def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) 
     return Verdict(NAME, "proved", message, identities=used(analysis, case))
 
 
-def _regression(finding: Finding, printer: Printer) -> Verdict:
-    """No map: what the network predicts must determine the velocity."""
+def _regression(finding: Finding, printer: Printer, name: str) -> Verdict:
+    """A head that no map uses: what it predicts must determine the velocity."""
     assert finding.study is not None
-    ((name, learnt),) = finding.study.networks.regression.items()
+    learnt = finding.study.networks.regression[name]
     study = finding.study
     mean = f"E[velocity | {printer.state_name}]"
     state = study.context.calculus.symbol(X).scaled(learnt.p)

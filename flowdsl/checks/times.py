@@ -283,8 +283,8 @@ def _jumps(
             for node in walk(expr) if expr is not None else ():
                 if not isinstance(node, Evaluate):
                     continue
-                owner = analysis.objective.networks[node.network].average_of or node.network
-                if owner != inner.network:
+                whose = analysis.objective.origin(node.network, node.head)
+                if whose != (inner.network, inner.head):
                     continue
                 values = {a.name: node.args[k] for a, k in shown.items() if isinstance(a, Formal)}
                 ends = [replace_formals(e, values) for e in (flow_map.start, flow_map.end)]

@@ -16,6 +16,7 @@ from flowdsl.proof.domain import Domain
 from flowdsl.proof.errors import Clock, Undecided
 from flowdsl.proof.expand import Parts, Series, parts
 from flowdsl.proof.field import Element
+from flowdsl.proof.hidden import averaged
 from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.regression import regress
@@ -44,6 +45,7 @@ class Study:
     residual: State
     variation: State
     notes: frozenset[str]
+    blind: bool = False  # the target knows a label that the learning network is not shown
 
     @property
     def context(self) -> Context:
@@ -214,31 +216,59 @@ class Analysis:
 
         networks = Networks(context, kind, maps, marginal,
                             aliases=self.aliases)  # fmt: skip
-        if not maps and kind != "free":
+        if kind != "free":
             networks.regression.update(self._regressed(case, context, networks))
         return networks
 
     def _needs(self, case: Case, body: Expr) -> bool:
         own = {n.network for n in walk(body) if isinstance(n, Evaluate)}
-        used = {
-            self.objective.networks[n.network].average_of or n.network
+        return bool(own & {owner for owner, _ in self._sources(case)})
+
+    def _sources(self, case: Case) -> dict[tuple[str, str], None]:
+        """The networks and heads that a case evaluates, or that its tangents do."""
+        return {
+            self.objective.origin(n.network, n.head): None
             for e in (case.prediction, case.target)
             if e is not None
             for n in walk(e)
             if isinstance(n, Evaluate)
         }
-        return bool(own & used)
 
     def _regressed(self, case: Case, context: Context, networks: Networks) -> dict[str, Regression]:
-        """Without a map: the network of this term learns the conditional mean of its target."""
-        calls = learning_calls(self.objective, case.prediction, None)
-        if not calls:
-            return {}
-        name = calls[0].network
-        key = (name, case.prediction, case.target, context.calculus.rules, context.symbolic)
+        """Heads that no map uses learn the conditional means of the targets they are matched to.
+
+        Without a map that is the head that the case itself teaches; beside one, any other head of
+        the map's network, wherever it is taught.
+        """
+        found: dict[str, Regression] = {}
+        for owner, head in self._sources(case):
+            own = networks.maps.get(owner)
+            if self.objective.networks[owner].frozen or (own and own.shape.call.head == head):
+                continue
+            if networks.maps and own is None:
+                continue
+            where = self._taught(case, owner, head, anywhere=own is not None)
+            if where is not None:
+                found[head] = self._regression(where, context, networks, owner, head)
+        return found
+
+    def _taught(self, case: Case, owner: str, head: str, anywhere: bool) -> Case | None:
+        """A case in which a head learns: this one, or else the first there is."""
+        others = [c for term in self.matched for c in self.cases(term)] if anywhere else []
+        for one in [case, *others]:
+            calls = learning_calls(self.objective, one.prediction, None)
+            if calls and (calls[0].network, calls[0].head) == (owner, head):
+                return one
+        return None
+
+    def _regression(
+        self, case: Case, context: Context, networks: Networks, owner: str, head: str
+    ) -> Regression:
+        key = (owner, head, case.prediction, case.target, context.calculus.rules, context.symbolic)
         if key not in self._regressions:
-            self._regressions[key] = regress(self, case, context, networks, name)
-        return {name: self._regressions[key]}
+            learner = learning_calls(self.objective, case.prediction, None)[0]
+            self._regressions[key] = regress(self, case, context, networks, learner)
+        return self._regressions[key]
 
     def conditions(self, case: Case, context: Context) -> Conditions:
         """The conditions under which the learning network of a case sees its row."""
@@ -287,18 +317,21 @@ class Analysis:
 
     def study_with(self, case: Case, context: Context, networks: Networks) -> Study:
         """The term of a case with the given networks."""
-        self._labels_are_seen(case)
+        blind = self._is_blind(case, networks.kind)
         row = self._row_with_marginal(case, context, networks)
         reader = Reader(context, networks, row)
         assert case.target is not None
         prediction, target = reader.state(case.prediction), reader.state(case.target)
         difference = prediction - target
+        if blind:
+            difference = averaged(row, self.conditions(case, context), difference)
         series = context.series
         return Study(
             row, networks, prediction, target,
             series.at_zero(difference, context.eta),
             series.coefficient(difference, context.eta, 1),
             frozenset(context.notes),
+            blind,
         )  # fmt: skip
 
     def _row_with_marginal(self, case: Case, context: Context, networks: Networks) -> Row:
@@ -314,22 +347,25 @@ class Analysis:
             marginal = self._marginal(case, context, conditions, x, row.time)
         return self.row(case, context, networks, marginal)
 
-    def _labels_are_seen(self, case: Case) -> None:
-        """A label that the learning network does not see would have to be averaged out."""
+    def _is_blind(self, case: Case, kind: str) -> bool:
+        """Does the target know a label that the learning network is not shown?
+
+        What that means is known at the truth only; elsewhere it raises `Undecided`.
+        """
         assert case.target is not None
         live = learning_calls(self.objective, case.prediction, None)
         seen = {value for call in live[:1] for _, value in call.conditions}
         for expr in (case.prediction, case.target):
             for node in walk(expr):
-                if not isinstance(node, Evaluate):
-                    continue
-                for _, value in node.conditions:
-                    hidden = isinstance(value, Given) and live and value not in seen
-                    if hidden:
-                        raise Undecided(
-                            "a network is shown a label that the learning network is not shown",
-                            node.span,
-                        )
+                shown = [v for _, v in node.conditions] if isinstance(node, Evaluate) else []
+                if live and any(isinstance(v, Given) and v not in seen for v in shown):
+                    if kind == "flow":
+                        return True
+                    raise Undecided(
+                        "a network is shown a label that the learning network is not shown",
+                        node.span,
+                    )
+        return False
 
     @property
     def notes(self) -> set[str]:

@@ -242,7 +242,7 @@ def reaches_off_diagonal(analysis: Analysis) -> bool:
         assert case.target is not None
         for expr in (case.prediction, case.target):
             for call in live_calls(analysis.objective, expr):
-                if call.network in study.networks.maps:
+                if study.networks.jumps(call):
                     start, end = times_of(study, reader, call)
                     if start != end:
                         return True

@@ -13,6 +13,7 @@ from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import Parts, parts
 from flowdsl.proof.field import Element
+from flowdsl.proof.hidden import remains
 from flowdsl.proof.interpret import Reader
 from flowdsl.proof.sample import NOISES, live_calls
 from flowdsl.proof.scalars import Scalars
@@ -62,6 +63,10 @@ def judge(analysis: Analysis, case: Case) -> Finding:
 
 def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
     sorted_parts = study.parts
+    if study.blind and remains(study.residual) and not remains(sorted_parts.mean):
+        return Finding(
+            "undecided", study, reason="the velocity and a label that is not shown go together"
+        )
     if not sorted_parts.inside and not sorted_parts.mean:
         return Finding("proved", study, exact=not sorted_parts.linear and not sorted_parts.higher)
     expanded = next(_expansions(analysis, case, bool(sorted_parts.inside)), None)
@@ -170,8 +175,7 @@ def _settled(analysis: Analysis, case: Case, study: Study) -> bool:
 
 
 def _on_diagonal(study: Study, reader: Reader, node: Evaluate) -> bool:
-    owner = study.context.objective.networks[node.network].average_of or node.network
-    if owner not in study.networks.maps or node.directions:
+    if not study.networks.jumps(node) or node.directions:
         return False
     start, end = times_of(study, reader, node)
     return bool(start == end)
@@ -179,7 +183,7 @@ def _on_diagonal(study: Study, reader: Reader, node: Evaluate) -> bool:
 
 def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Element]:
     """The map's start and end at a network's evaluation."""
-    owner = study.context.objective.networks[node.network].average_of or node.network
+    owner, _ = study.context.objective.origin(node.network, node.head)
     kinds = study.context.objective.networks[node.network].arguments
     moments = [
         reader.scalar(a) for (_, k), a in zip(kinds, node.args, strict=True) if k is not Kind.STATE

@@ -12,6 +12,7 @@ from flowdsl.proof.interpret import Call, Context, Reader
 from flowdsl.proof.sample import NOISES, X
 from flowdsl.proof.state import FunctionAtom, State, VelocityAtom
 from flowdsl.proof.truth import Networks, Regression
+from flowdsl.spec.core import Evaluate, Kind
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis
@@ -25,19 +26,22 @@ class _Unknown:
     """Every network that learns is one unknown, whatever its conditions; nothing else is known."""
 
     context: Context
-    name: str
+    head: str
+    place: int
 
     def value(self, call: Call) -> State:
-        owner = self.context.objective.networks[call.network].average_of or call.network
-        if owner != self.name:
-            raise Undecided(f"it is not known what {owner} computes at the truth", call.node.span)
-        return self.context.calculus.function(("unknown", ()), call.point, call.times)
+        _, head = self.context.objective.origin(call.network, call.head)
+        if head != self.head:
+            raise Undecided(f"it is not known what {head} computes at the truth", call.node.span)
+        # what it is shown beside its state's time has no part in a conditional mean
+        moment = (call.times[self.place],)
+        return self.context.calculus.function(("unknown", ()), call.point, moment)
 
 
 def regress(
-    analysis: Analysis, case: Case, context: Context, networks: Networks, name: str
+    analysis: Analysis, case: Case, context: Context, networks: Networks, learner: Evaluate
 ) -> Regression:
-    """Solve E[prediction - target | z] = 0 for the network, with all conditions taken as equal.
+    """Solve E[prediction - target | z] = 0 for the head that learns, all conditions taken as equal.
 
     The answer p z + q v says what the network predicts: v itself, the noise, the data, a mixture.
     """
@@ -45,7 +49,8 @@ def regress(
     x = calculus.symbol(X)
     time = analysis.row(case, context, networks, x).time
     row = analysis.row(case, context, networks, calculus.velocity(_PLAIN, x, time))
-    reader = Reader(context, _Unknown(context, name), row)
+    place = _place(analysis, case, learner)
+    reader = Reader(context, _Unknown(context, learner.head, place), row)
     assert case.target is not None
     value = reader.state(case.prediction, False) - reader.state(case.target, False)
     sorted_parts = parts(value, NOISES)
@@ -67,4 +72,14 @@ def regress(
     if not own:
         raise Undecided("the term does not constrain the network")
     index = next((i for i in scalars.generators_in(time) if scalars.generator(i) == time), None)
-    return Regression(time, index, scalars.divide(-p, own), scalars.divide(-q, own))
+    return Regression(time, index, scalars.divide(-p, own), scalars.divide(-q, own), place)
+
+
+def _place(analysis: Analysis, case: Case, learner: Evaluate) -> int:
+    """Which of the times that the network reads is that of the row's state."""
+    kinds = analysis.objective.networks[learner.network].arguments
+    times = [a for (_, k), a in zip(kinds, learner.args, strict=True) if k is not Kind.STATE]
+    moment = analysis.base(case).time
+    if moment not in times:
+        raise Undecided(f"{learner.network} does not read the time of its state", learner.span)
+    return times.index(moment)

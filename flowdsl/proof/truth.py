@@ -260,41 +260,56 @@ class Networks:
     kind: str
     maps: dict[str, MapNetwork]  # by network
     marginal: Marginal  # the velocity of the data under conditions: what teachers know
-    regression: dict[str, Regression] = field(default_factory=dict)
+    regression: dict[str, Regression] = field(default_factory=dict)  # by head
     aliases: dict[str, str] = field(default_factory=dict)  # names shared with another objective
     _known: dict[object, State] = field(default_factory=dict)
 
     def value(self, call: Call) -> State:
-        owner = self.context.objective.networks[call.network].average_of or call.network
-        key = (owner, call.head, call.conditions, call.point, call.times)
+        owner, head = self.context.objective.origin(call.network, call.head)
+        key = (owner, head, call.conditions, call.point, call.times)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._value(call, owner)
+            known = self._known[key] = self._value(call, owner, head)
         if not call.live:
             return known
-        moved = f"δ{self.aliases.get(owner, owner)}"
-        test = self.context.calculus.function((moved, call.conditions), call.point, call.times)
+        test = self.context.calculus.function(
+            (f"δ{self._name(owner, head)}", call.conditions), call.point, call.times
+        )
         return known + test.scaled(self.context.scalars.generator(self.context.eta))
 
-    def _value(self, call: Call, owner: str) -> State:
+    def jumps(self, node: Evaluate) -> bool:
+        """Is this an evaluation of the head by which a map jumps?"""
+        owner, head = self.context.objective.origin(node.network, node.head)
+        return owner in self.maps and self.maps[owner].shape.call.head == head
+
+    def _name(self, owner: str, head: str) -> str:
+        """What a network is called where nothing is known about it: each head is another one."""
+        name = self.aliases.get(owner, owner)
+        several = len(self.context.objective.networks[owner].heads) > 1
+        return f"{name}.{head}" if several else name
+
+    def _value(self, call: Call, owner: str, head: str) -> State:
         if self.kind == "free":
             return self.context.calculus.function(
-                (self.aliases.get(owner, owner), call.conditions), call.point, call.times
+                (self._name(owner, head), call.conditions), call.point, call.times
             )
-        if owner in self.maps:
+        if owner in self.maps and self.maps[owner].shape.call.head == head:
             return self.maps[owner].solve(call, self.landing)
-        if owner in self.regression:
-            return self.regression[owner].value(self, call)
+        if head in self.regression:
+            return self.regression[head].value(self, call)
         network = self.context.objective.networks[owner]
         kinds = [kind for _, kind in network.arguments]
-        if kinds in ([Kind.STATE, Kind.TIME], [Kind.STATE, Kind.SCALAR]):
+        if owner not in self.maps and kinds in (
+            [Kind.STATE, Kind.TIME],
+            [Kind.STATE, Kind.SCALAR],
+        ):
             if network.frozen or not self.maps:
                 return self.marginal(call.conditions, call.point, call.times[0])
             # a critic of generated samples: these have the law that the flow carries
             return self.context.calculus.velocity(
                 ("flow", call.conditions), call.point, call.times[0]
             )
-        raise Undecided(f"it is not known what {owner} computes at the truth", call.node.span)
+        raise Undecided(f"it is not known what {head} computes at the truth", call.node.span)
 
     def landing(self, conditions: Conditions, point: State, start: Element, end: Element) -> State:
         calculus = self.context.calculus
@@ -317,12 +332,11 @@ class Regression:
     index: int | None
     p: Element
     q: Element
+    place: int = 0  # which of the times it reads is that of its state
 
     def value(self, networks: Networks, call: Call) -> State:
         scalars = networks.context.scalars
-        if len(call.times) != 1:
-            raise Undecided(f"{call.network} reads more than one time", call.node.span)
-        (time,) = call.times
+        time = call.times[self.place]
         p, q = self.p, self.q
         if time != self.time:
             if self.index is None:

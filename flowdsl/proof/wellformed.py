@@ -31,9 +31,9 @@ def flaw(objective: Objective, flow_map: FlowMap) -> tuple[str, str]:
             f"write it in {_own(flow_map)} alone",
         )
     for call in calls:
-        found = _unlearned(objective, call) or _unseen(objective, flow_map, call)
-        if found[0]:
-            return found
+        for found in (_unlearned(objective, call), _unseen(objective, flow_map, call)):
+            if found[0]:
+                return found
     return "", ""
 
 

@@ -194,6 +194,15 @@ class Objective:
 
         return transform(expr, rule)
 
+    def origin(self, network: str, head: str) -> tuple[str, str]:
+        """The network whose parameters are used, and its head: an average has those of its
+        source."""
+        own = self.networks[network]
+        if own.average_of is None:
+            return network, head
+        place = [name for name, _ in own.heads].index(head)
+        return own.average_of, self.networks[own.average_of].heads[place][0]
+
     def kind(self, expr: Expr) -> Kind:
         """The kind of a core expression of this objective."""
         return kind_of(expr, self.networks)
