@@ -58,15 +58,15 @@ class LawResolver:
             case Call(span, function, arguments, _, _) if function in OPERATIONS:
                 parts = tuple(self._law(a) for a in arguments)
                 if any(isinstance(p, LawCall) for p in parts):
-                    return LawCall(function, parts, span)
+                    return LawCall(function, _of_numbers(parts, function), span)
             case Binary(span, op, left, right) if op in _OPERATORS:
                 both = (self._law(left), self._law(right))
                 if any(isinstance(p, LawCall) for p in both):
-                    return LawCall(_OPERATORS[op], both, span)
+                    return LawCall(_OPERATORS[op], _of_numbers(both, op), span)
             case Unary(span, "-", operand):
                 inner = self._law(operand)
                 if isinstance(inner, LawCall):
-                    return LawCall("neg", (inner,), span)
+                    return LawCall("neg", _of_numbers((inner,), "-"), span)
             case Call(span, function, _, _, _) if self._unknown(function):
                 raise fail(
                     "resolve",
@@ -132,3 +132,17 @@ class LawResolver:
             for p in law.parameters
         )
         return f"write `{law.name}({shown})`: {law.meaning}"
+
+
+def _of_numbers(parts: tuple[Expr | LawCall, ...], operation: str) -> tuple[Expr | LawCall, ...]:
+    """The parts of a law that is computed from laws: each must draw one number per sample."""
+    for part in parts:
+        gives = LAWS[part.law].gives if isinstance(part, LawCall) and part.law in LAWS else "number"
+        if gives != "number" and isinstance(part, LawCall):
+            raise fail(
+                "resolve",
+                f"`{part.law}` does not draw one number, so `{operation}` cannot be taken of it",
+                part.span,
+                hint="apply it to the law inside, as in `sorted(atan(normal(0, 1)))`",
+            )
+    return parts
