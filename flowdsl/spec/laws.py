@@ -50,6 +50,19 @@ class LawResolver:
             return Kind.STATE, Level.ROW
         return clause.draws, Level.ROW
 
+    def together(self, names: tuple[str, ...], law: LawCall) -> tuple[str, ...]:
+        """The names that are drawn at once: those of a pair, else none."""
+        if law.law not in LAWS or LAWS[law.law].gives != "pair":
+            return ()
+        if len(names) != 2:
+            raise fail(
+                "resolve",
+                f"`{law.law}` draws two numbers, the larger first",
+                law.span,
+                hint=f"write `t, r ~ {law.law}(…)`",
+            )
+        return names
+
     def _law(self, node: Expression) -> LawCall | Expr:
         """A law, or a value where no part of the expression is a law."""
         match node:

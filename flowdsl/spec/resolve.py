@@ -183,7 +183,9 @@ class Resolver:
                     line.span,
                     hint="first give it a law everywhere, in a line without `on`",
                 )
-            lines.append(DrawLine(line.drawn, law, rows, line.span))
+            # only a pair is drawn together; else each name is a draw of its own
+            names = self._laws.together(line.drawn, law) or (name,)
+            lines.append(DrawLine(names, law, rows, line.span))
         kind, level = self._laws.kind(name, lines[0].law, entries[0].clause)
         declared = DrawDeclaration(name, kind, level, tuple(lines))
         self.draws[name] = declared
