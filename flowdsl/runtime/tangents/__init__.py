@@ -1,0 +1,8 @@
+"""Forward derivatives of any network, at the least price."""
+
+from flowdsl.runtime.tangents.differentiable import Differentiable, Finding
+from flowdsl.runtime.tangents.ledger import NotShared
+from flowdsl.runtime.tangents.live import Live
+from flowdsl.runtime.tangents.shared import value_and_derivative
+
+__all__ = ["Differentiable", "Finding", "Live", "NotShared", "value_and_derivative"]
