@@ -81,7 +81,11 @@ def _is_jump(flow: FlowMap) -> bool:
         node in allowed
         for node in walk(flow.body)
         if isinstance(node, Formal | PathState | PathVelocity)
-    ) and not any(node in (Given("data"), Given("noise")) for node in walk(flow.body))
+    ) and not any(
+        node in (Given("data"), Given("noise"))
+        or (isinstance(node, Draw) and node.kind in (Kind.TIME, Kind.STATE))
+        for node in walk(flow.body)
+    )
 
 
 def sampling_conditions(objective: Objective) -> dict[str, tuple[Expr, Fraction]]:
