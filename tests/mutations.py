@@ -1,9 +1,9 @@
 """Wrong objectives, made from right ones: each mutant changes one thing in a spec's syntax tree.
 
 The changes are those a person makes: a sign, two times exchanged, a tangent, a forgotten `stop`, an
-interval, a factor, a condition, another network, other rows, a law that leaves the path's times, the
-velocity of another state, a line left out. Mutants are printed and read again, so that the printer
-and the parser have a part in them.
+interval, a factor, a condition, another network, other rows, a law that leaves the path's times,
+the velocity of another state, a line left out. Mutants are printed and read again, so that the
+printer and the parser have a part in them.
 """
 
 from __future__ import annotations

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from flowdsl.diagnostics import fail
+
+if TYPE_CHECKING:
+    from flowdsl.api import Objective
 
 SpecArgument = Annotated[
     str, typer.Argument(help="A shipped name (see `flowdsl list`) or a path to a .flow file.")
@@ -46,6 +49,17 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise fail("command", f"`{option} {text}` is no list of numbers", hint="write `1,2,4`")
     return tuple(int(part) for part in parts)
+
+
+def warn_unless_proved(objective: Objective) -> None:
+    """One line on the error stream when a check fails: the loss runs, and learns another thing."""
+    report = objective.check(time_limit=5)
+    failed = sorted({v.check for v in report.verdicts if not v.ok})
+    if failed:
+        typer.echo(
+            f"warning: {objective.name} is not proved ({', '.join(failed)}); see `flowdsl check`",
+            err=True,
+        )
 
 
 def wide_console() -> Console:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowdsl.cli.common import SetOption, constants, numbers, wide_console
+from flowdsl.cli.common import (
+    SetOption,
+    constants,
+    numbers,
+    warn_unless_proved,
+    wide_console,
+)
 from flowdsl.diagnostics import fail
 
 if TYPE_CHECKING:
@@ -80,6 +86,7 @@ def train(
     from flowdsl import pipeline
 
     objective = flowdsl.load(spec)
+    warn_unless_proved(objective)
     saved = _saved(objective, constants(set_))
     result = train_run(
         compile_saved(saved),
@@ -152,6 +159,7 @@ def evaluate(
         seed=seed,
         sampling=SampleOptions(guidance=guidance, conditions=constants(set_)),
     )
+    typer.echo("sampling and measuring (first trains a small classifier of the data)", err=True)
     evaluation = evaluate_run(run, compile_saved, options, weights=weights, checkpoint=checkpoint)
     if as_json:
         typer.echo(evaluation.json())

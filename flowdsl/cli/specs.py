@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from flowdsl.cli.common import OutOption, SetOption, SpecArgument, constants, write
+from flowdsl.cli.common import (
+    OutOption,
+    SetOption,
+    SpecArgument,
+    constants,
+    warn_unless_proved,
+    write,
+)
 from flowdsl.diagnostics import DiagnosticError, render
 
 
@@ -122,6 +129,7 @@ def compile_(
         case Stage.spec:
             text = objective.text()
         case Stage.python:
+            warn_unless_proved(objective)
             text = objective.emit(optimize=optimize, derivative=rule, constants=constants(set_))
         case Stage.graph | Stage.picture:
             program = objective.graph(optimize=optimize, derivative=rule, constants=constants(set_))

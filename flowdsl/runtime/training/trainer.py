@@ -144,7 +144,7 @@ class Trainer:
                     state.seconds += time.perf_counter() - started
                     report.step(state.step)
                     # log, show, save
-                    if self._due(config.log_every):
+                    if self._due(config.log_every) or state.step == config.steps:
                         self._log()
                     if self._due(config.checkpoint_every):
                         self._save()
