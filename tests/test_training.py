@@ -771,7 +771,7 @@ def test_tensorboard_shows_what_the_log_shows(tmp_path):
     events.Reload()
     seen = {event.step: event.value for event in events.Scalars("loss")}
     lines = log_of(tmp_path / "run")
-    assert list(seen) == [5, 10, 15, 20]
+    assert list(seen) == [5, 10, 15, 20, 24]
     assert list(seen.values()) == pytest.approx([line["loss"] for line in lines])
     assert "terms/target" in events.Tags()["scalars"]
 
