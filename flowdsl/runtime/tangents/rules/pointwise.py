@@ -32,7 +32,6 @@ _UNARY: dict[OpOverload, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     aten.reciprocal.default: lambda x, y, t: y.square().neg_().mul_(t),
     aten.abs.default: lambda x, y, t: x.sign().mul_(t),
     aten.erf.default: lambda x, y, t: x.square().neg_().exp_().mul_(2 / torch.pi**0.5).mul_(t),
-    aten.square.default: lambda x, y, t: (x * t).mul_(2),
 }
 
 

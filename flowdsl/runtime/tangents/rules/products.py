@@ -26,7 +26,7 @@ def _enter(product: OpOverload) -> None:
     RULES[product] = (2, bilinear)
 
 
-for _product in (aten.mm.default, aten.mv.default, aten.dot.default, aten.matmul.default):
+for _product in (aten.mm.default, aten.mv.default, aten.dot.default):
     _enter(_product)
 
 
