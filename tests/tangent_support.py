@@ -168,6 +168,7 @@ def gradients(network: nn.Module, value: Tensor) -> dict[str, Tensor]:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach(), expected.detach()
     return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 

@@ -279,6 +279,19 @@ def test_modules_in_other_threads() -> None:
         value_and_derivative(network, (X,), (1.0,))
 
 
+def test_another_network_in_another_thread() -> None:
+    other = nn.Linear(4, 4, dtype=F64)
+
+    def network(x: Tensor) -> Tensor:
+        thread = threading.Thread(target=lambda: other(X))
+        thread.start()
+        thread.join()
+        return x.sin()
+
+    _, derivative = value_and_derivative(network, (X.clone(),), (1.0,))
+    assert torch.allclose(derivative, X.cos())
+
+
 def test_inside_other_transforms() -> None:
     network = nn.Sequential(nn.Linear(4, 4, dtype=F64), nn.Tanh())
     chosen = Differentiable(network)

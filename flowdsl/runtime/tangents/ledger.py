@@ -5,12 +5,14 @@ aliases that autograd makes of a tensor on its way, and costs nothing to compare
 
 A tangent is kept as long as its value can still be used. Autograd keeps most values until the
 backward pass, long after the network has done with them; so tangents are dropped when the call of
-the module that made them returns (`close`), and a mark remembers that there was one. A network that
-reaches such a value by another way is refused, never given a zero.
+the module that made them returns, unless they are its outputs (`close`), and between the calls when
+nothing in Python refers to the value any more (`drop_unreachable`). A mark remembers that there was
+one: a network that reaches such a value by another way is refused, never given a zero.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from flowdsl.runtime.tangents.reach import Holder, unreachable
 
 Where = tuple[int, torch.Size, tuple[int, ...]]
 _Made = tuple[int, int, Where]  # a running number, the address of a storage, a value in it
@@ -52,13 +56,18 @@ class _Place:
     values were written in place. It is `lent` when a view of it was handed out.
     """
 
-    __slots__ = ("lent", "storage", "tangents", "whole")
+    __slots__ = ("holders", "lent", "storage", "tangents", "whole")
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         self.storage = _weak(storage)
         self.tangents: dict[Where, Tensor | _Gone] = {}
+        self.holders: dict[Where, list[Holder]] = {}  # the tensors that are this value
         self.whole: Tensor | _Gone | None = None
         self.lent = False
+
+    def knows(self, where: Where) -> bool:
+        """Whether the tangent of this value is here; not if the storage replaced another one."""
+        return self.whole is not None or where in self.holders
 
 
 class Ledger:
@@ -122,6 +131,11 @@ class Ledger:
         elif place.whole is not None:
             return  # a view of what was written in place: read from `whole`
         where = _where(x)
+        if isinstance(place.tangents.get(where), Tensor):
+            place.holders[where].append(weakref.ref(x))  # the same value again: one life for both
+            place.tangents[where] = tangent
+            return
+        place.holders[where] = [weakref.ref(x)]
         place.tangents[where] = tangent
         self._record(address, where)
 
@@ -132,21 +146,23 @@ class Ledger:
         self._blank.pop(address, None)
         if address in self._pinned and not _dead(self._pinned[address]):
             raise NotShared("a value is written in place after it was detached", "clone it first")
-        place = self._places.get(address)
+        fresh, place = False, self._places.get(address)
         if place is None:
             if tangent is None:
                 return
             if _fills(x, storage):
                 self.note(x, tangent)
                 return
-            place = self._places[address] = _Place(storage)
+            fresh, place = True, _Place(storage)
+            self._places[address] = place
         tangent = torch.zeros_like(x) if tangent is None else tangent
         where = _where(x)
-        if place.whole is None and place.tangents.keys() <= {where} and _fills(x, storage):
-            place.tangents[where] = tangent
+        if place.whole is None and place.tangents.keys() == {where} and _fills(x, storage):
+            self.note(x, tangent)
         else:
             _put(place, x, tangent)
-        self._record(address, where)
+            if fresh:
+                self._record(address, where)
 
     def blank(self, x: Tensor) -> None:
         """`x` is memory that nothing was written to yet. To read it is to read what a kernel wrote
@@ -163,29 +179,55 @@ class Ledger:
 
     def close(self, mark: int, kept: Iterable[Tensor]) -> None:
         """Drops the tangents noted since `mark` stood where `mark` says, but those of `kept`."""
-        first = len(self._made)
-        while first and self._made[first - 1][0] >= mark:
-            first -= 1
-        fresh = self._made[first:]
+        fresh = self._since(mark)
         if not fresh:
             return
-        del self._made[first:]
         outputs = {(_address(x), _where(x)) for x in kept}
         storages = {address for address, _ in outputs}
         for made in fresh:
             _, address, where = made
             place = self._places.get(address)
-            if place is None:
+            if place is None or not place.knows(where):
                 continue
             if (address, where) in outputs or (place.whole is not None and address in storages):
                 self._made.append(made)
-            elif _dead(place.storage):
-                del self._places[address]
-            elif place.whole is not None:
-                place.whole = _GONE
             else:
-                place.tangents[where] = _GONE
+                self._drop(address, place, where)
         self._next_sweep = len(self._made) + _SWEEP_EVERY
+
+    def drop_unreachable(self, mark: int) -> None:
+        """Drops, of the tangents noted since `mark`, those whose values no Python code can reach.
+
+        Only for when no operation is under way.
+        """
+        test = unreachable()
+        for made in self._since(mark):
+            _, address, where = made
+            place = self._places.get(address)
+            if place is None or not place.knows(where):
+                continue
+            if place.whole is None and all(map(test, place.holders[where])):
+                self._drop(address, place, where)
+            else:
+                self._made.append(made)
+
+    def _since(self, mark: int) -> list[_Made]:
+        """Takes out what was noted since `mark` stood there."""
+        first = len(self._made)
+        while first and self._made[first - 1][0] >= mark:
+            first -= 1
+        fresh = self._made[first:]
+        del self._made[first:]
+        return fresh
+
+    def _drop(self, address: int, place: _Place, where: Where) -> None:
+        if _dead(place.storage):
+            del self._places[address]
+        elif place.whole is not None:
+            place.whole = _GONE
+        else:
+            place.tangents[where] = _GONE
+            del place.holders[where]
 
     def _record(self, address: int, where: Where) -> None:
         self._made.append((self.mark, address, where))
@@ -252,6 +294,7 @@ def _put(place: _Place, x: Tensor, tangent: Tensor) -> None:
         _part(whole, x).copy_(tangent)
         place.whole, place.lent = whole, False
     place.tangents.clear()
+    place.holders.clear()
 
 
 def _spread(place: _Place, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter
 from flowdsl.runtime.tangents.generic import check, derive
 from flowdsl.runtime.tangents.inplace import FORGETFUL, functional, kind_of
 from flowdsl.runtime.tangents.ledger import Ledger, NotShared
+from flowdsl.runtime.tangents.reach import unreachable
 from flowdsl.runtime.tangents.rules import RULES
 from flowdsl.runtime.tangents.rules.registry import Tangent
 
@@ -49,6 +50,7 @@ class Beside(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        unreachable()  # finds out how to tell, which it must outside of the mode
         self.ledger = Ledger()
         self.refusal: NotShared | None = None
         self._aliases: dict[int, weakref.ref[Tensor]] = {}

@@ -18,11 +18,11 @@ _PLAIN = (Tensor, int, float, complex, str, bytes, type(None), torch.dtype, torc
 
 class Scopes:
     """While entered, the tangents of all values that a module computes are dropped when its call
-    returns, but those of its outputs; and in a `Sequential`, all that one member computes but its
-    outputs, and what went into it.
+    returns, but those of its outputs; and then, of those that the caller computed before, the
+    tangents of all values that it cannot reach any more.
 
-    Watches every module in this thread. Modules at work in other threads are a reason to refuse:
-    no mode reaches them.
+    Watches every module in this thread. A module that works on values of this pass in another
+    thread, where no mode reaches it, is a reason to refuse.
     """
 
     def __init__(self, mode: Beside) -> None:
@@ -42,9 +42,10 @@ class Scopes:
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         if threading.get_ident() != self._thread:
-            self._mode.refusal = NotShared(
-                "the network runs in several threads", "use DistributedDataParallel"
-            )
+            if any(isinstance(x, Tensor) and self._mode.ledger.moves(x) for x in inputs):
+                self._mode.refusal = NotShared(
+                    "the network runs in several threads", "use DistributedDataParallel"
+                )
             return
         self._open.append((module, self._mode.ledger.mark))
 
@@ -57,11 +58,8 @@ class Scopes:
                 break
         else:
             return
-        if self._open and type(self._open[-1][0]) is nn.Sequential:
-            mark = self._open[-1][1]
-        if isinstance(output, Tensor):
-            self._mode.ledger.close(mark, (output,))
-            return
-        leaves = tree_leaves(output)
+        ledger = self._mode.ledger
+        leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
         if all(isinstance(x, _PLAIN) for x in leaves):  # else an object that may hold anything
-            self._mode.ledger.close(mark, [x for x in leaves if isinstance(x, Tensor)])
+            ledger.close(mark, [x for x in leaves if isinstance(x, Tensor)])
+        ledger.drop_unreachable(self._open[-1][1] if self._open else 0)
