@@ -257,11 +257,11 @@ def test_one_value_as_several_tensors() -> None:
     inner = [Aliases() for _ in range(3)]
 
     def network(x: Tensor) -> Tensor:
-        y = x * 2
+        y, other = x * 2, (x * 3).squeeze(1)  # the tensor squeezed is gone, its value isn't
         for module in inner:
             y = y + module(y[:]) * y.flatten(1)
             y = y.squeeze(1) + 0 * module(x)
-        return y
+        return y * other
 
     x = torch.randn(3, 4, dtype=F64)
     _, derivative = value_and_derivative(network, (x,), (1.0,))
