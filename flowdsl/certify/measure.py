@@ -15,7 +15,7 @@ from flowdsl.exact.certificate import Certificate, LossLike, Moment, Sampling, c
 ZERO = 4.0  #: standard errors within which a mean gradient vanishes
 CLEAR = 6.0  #: standard errors beyond which it does not
 LEAST = 0.004  #: share of the scale below which nothing is called non-zero
-SEEN = 0.04  #: largest standard error, in shares of the scale, of a measurement that says zero
+SEEN = 0.025  #: largest standard error, in shares of the scale, of a measurement that says zero
 RESOLUTION = 5e-4  #: shares of the scale that integration error may make
 
 
@@ -24,7 +24,7 @@ class Effort:
     """How much is sampled at first, and how many times as much where the first is not clear."""
 
     rows: int = 512
-    batches: int = 40
+    batches: int = 30
     more: int = 4
     directions: int = 8
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,25 +77,37 @@ def label_of(call: Evaluate) -> Expr:
     return label
 
 
-def row_kinds(objective: Objective, loss: LossLike, data: torch.Tensor) -> list[Facts]:
+@dataclass(frozen=True)
+class RowKind:
+    """Drawn conditions that hold together, and the share of the rows on which they do."""
+
+    facts: Facts
+    share: float
+
+
+def row_kinds(objective: Objective, loss: LossLike, data: torch.Tensor) -> list[RowKind]:
     """Which drawn conditions hold together, on the rows that the loss draws."""
     flags = [d.symbol for d in objective.draws.values() if d.kind is Kind.TRUTH]
-    found: dict[tuple[bool, ...], None] = {}
+    counts: Counter[tuple[bool, ...]] = Counter()
     generator = torch.Generator().manual_seed(7)
     for _ in range(12):  # several batches: some conditions are drawn once for all rows
         draws = loss.draw(data, generator=generator)
         columns = [draws[f.name].expand(len(data)) for f in flags]
-        rows = torch.unique(torch.stack(columns, 1), dim=0) if columns else torch.zeros(1, 0)
-        found.update(dict.fromkeys(tuple(bool(x) for x in row) for row in rows))
-    return [dict(zip(flags, kind, strict=True)) for kind in found]
+        rows = torch.stack(columns, 1) if columns else torch.zeros(len(data), 0)
+        counts.update(tuple(bool(x) for x in row) for row in rows.tolist())
+    total = sum(counts.values())
+    return [
+        RowKind(dict(zip(flags, kind, strict=True)), count / total)
+        for kind, count in counts.items()
+    ]
 
 
-def places(objective: Objective, kinds: list[Facts], numbers: Numbers) -> Iterator[Place]:
+def places(objective: Objective, kinds: list[RowKind], numbers: Numbers) -> Iterator[Place]:
     """Every term on every kind of row on which it teaches a network at a state of the path."""
     for term in objective.terms:
         for kind in kinds:
             assert term.target is not None
-            facts = {**kind, **_steps(term, kind, numbers)}
+            facts = {**kind.facts, **_steps(term, kind.facts, numbers)}
             prediction, target = assume(term.prediction, facts), assume(term.target, facts)
             for call in [*live_calls(objective, prediction), *live_calls(objective, target)]:
                 base = seen_state(objective, call)

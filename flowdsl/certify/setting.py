@@ -13,7 +13,7 @@ from flowdsl.certify.guided import GuidedField, Strength, strength_of
 from flowdsl.certify.means import MeanReader
 from flowdsl.certify.numbers import Numbers
 from flowdsl.certify.path import affine_path
-from flowdsl.certify.places import Place, places, refuse_generated, row_kinds
+from flowdsl.certify.places import Place, RowKind, places, refuse_generated, row_kinds
 from flowdsl.certify.shape import MapShape
 from flowdsl.certify.solution import Solution
 from flowdsl.certify.truth import Truths
@@ -39,11 +39,12 @@ def training(progress: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Setting:
-    """Exact networks for one objective; `error` is that of their flows."""
+    """Exact networks for one objective; `error` is that of their flows, `kinds` are its rows."""
 
     field: MixtureField
     truths: dict[str, Truth]
     error: float
+    kinds: tuple[RowKind, ...]
 
 
 def mixture(seed: int = 3) -> GaussianMixture:
@@ -80,7 +81,8 @@ def setting(objective: Objective, loss: LossLike) -> Setting:
     strength = strength_of(solution)
     steps, error = (0, 0.0) if not shapes else _steps(solution, data_field, strength)
     truths = Truths(solution, data_field, strength, steps)
-    return Setting(data_field, {n.name: truths.of(n) for n in objective.networks.values()}, error)
+    exact = {n.name: truths.of(n) for n in objective.networks.values()}
+    return Setting(data_field, exact, error, tuple(kinds))
 
 
 def _span(

@@ -35,10 +35,6 @@ class Bare:
     objective: Objective
     replaced: dict[str, tuple[str, ...]]
 
-    def alone(self, term: Term) -> Objective:
-        """One term by itself."""
-        return replace(self.objective, terms=(term,))
-
 
 def bare(objective: Objective) -> Bare:
     """The matched terms of an objective, each with a gradient proportional to its residual."""

@@ -87,12 +87,12 @@ class DrawWriter:
         declared = [self.objective.draws[name] for name in line.names]
         again = all(name in self.local for name in line.names)
         text = self._drawn(line, declared[0])
-        if not again:
-            for name in line.names:
+        if not again or line.rows is None:  # a later line for all rows draws the name anew
+            for name in line.names if not again else ():
                 self.local[name] = self.names.take(identifier(name))
             self.lines.append(f"{', '.join(self.local[n] for n in line.names)} = {text}")
             return
-        rows = self.text(line.rows) if line.rows is not None else "True"
+        rows = self.text(line.rows)
         names = [self.local[n] for n in line.names]
         if len(names) == 1:
             lifted = self._lifted(rows, declared[0])
