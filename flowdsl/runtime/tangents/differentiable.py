@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
+from flowdsl.runtime.nets.dit import Network
 from flowdsl.runtime.nets.duals import innermost_transform
 from flowdsl.runtime.tangents.ledger import NotShared
 from flowdsl.runtime.tangents.live import Live
@@ -161,7 +163,9 @@ class _Call:
             advance()
 
     def live(self) -> tuple[Any, Any]:
-        """Value and derivative by forward mode, with the rules of `Live`."""
+        """Value and derivative by forward mode, with the rules of `Live`; the bundled networks
+        have rules of their own.
+        """
         moving = [(i, along) for i, along in enumerate(self.direction) if along is not None]
         # cloned: torch.compile wants values and tangents to be laid out alike
         values = [self.point[i].clone(memory_format=torch.contiguous_format) for i, _ in moving]
@@ -171,7 +175,7 @@ class _Call:
             full = list(self.point)
             for (i, _), x in zip(moving, moved, strict=True):
                 full[i] = x
-            with Live():
+            with nullcontext() if isinstance(self.network, Network) else Live():
                 return self.network(*full, **self.conditions)
 
         value, derivative = torch.func.jvp(along, tuple(values), tuple(tangents))[:2]
