@@ -310,7 +310,7 @@ def test_circular_functions(m: int, n: int) -> None:
     assert slope == c * m if m else not slope
 
 
-@pytest.mark.parametrize("function", ["sin", "cos", "exp", "log", "sqrt"])
+@pytest.mark.parametrize("function", ["sin", "cos", "exp", "log", "sqrt", "atan"])
 def test_functions_of_a_moving_argument(function: str) -> None:
     scalars = Scalars(["t"])
     t, index = scalars.symbol("t"), scalars.small()

@@ -23,7 +23,7 @@ class Derivation:
     """The target that map and moving time imply: `prediction` is to equal `target`.
 
     `identity` is the identity used. The core expressions are those of the objective, so they can be
-    compiled.
+    compiled. `totals` are the total derivatives among them, with the time that moves.
     """
 
     identity: str
@@ -33,14 +33,16 @@ class Derivation:
     steps: tuple[Step, ...]
     names: Mapping[Expr, str]
     states: Mapping[Expr, str]
+    totals: Mapping[Expr, str]
 
-    def _notation(self, latex: bool) -> Notation:
-        return Notation(self.names, latex, self.states)
+    def notation(self, latex: bool = False) -> Notation:
+        """How its expressions are written."""
+        return Notation(self.names, latex, self.states, self.totals)
 
     @property
     def text(self) -> str:
         """The steps as a person would write them on paper."""
-        notation = self._notation(False)
+        notation = self.notation(False)
         wide = max(len(step.words) for step in self.steps)
         return "\n".join(
             f"{step.words.ljust(wide)}  {notation.text(step.left)} = {notation.text(step.right)}"
@@ -50,7 +52,7 @@ class Derivation:
     @property
     def latex(self) -> str:
         """The steps as an aligned environment."""
-        notation = self._notation(True)
+        notation = self.notation(True)
         lines = [
             rf"  {notation.text(step.left)} &= {notation.text(step.right)}"
             rf" && \text{{{step.words}}}"
@@ -60,8 +62,8 @@ class Derivation:
 
     @property
     def target_text(self) -> str:
-        return self._notation(False).text(self.target)
+        return self.notation(False).text(self.target)
 
     @property
     def prediction_text(self) -> str:
-        return self._notation(False).text(self.prediction)
+        return self.notation(False).text(self.prediction)

@@ -101,8 +101,8 @@ class _Deriver:
         landing = Formal("φ", Kind.STATE)
         start_moves = self.moving == self.flow_map.start
         along = self._along(values) if start_moves else None
-        derivative = self._derivative(network, along)
         write = self._writer(values)
+        derivative = self._derivative(network, along, values, write)
         body = self._sum([(a, state), (b, network)], write)
         terms: list[tuple[Element, Expr]] = [(slope_a, state)]
         if along is not None:
@@ -132,7 +132,7 @@ class _Deriver:
         )
         return Derivation(
             identity, time, network, Stop(target), steps,
-            {mapped: self._map_text(values), **self._names()}, self._states(),
+            {mapped: self._map_text(values), **self._names()}, self._states(), {derivative: time},
         )  # fmt: skip
 
     def _map_text(self, values: dict[str, Expr]) -> str:
@@ -211,21 +211,53 @@ class _Deriver:
         assert isinstance(state, PathState)
         return PathVelocity(state.path, state.time, state.data, state.noise)
 
-    def _derivative(self, network: Evaluate, along: Expr | None) -> Evaluate:
+    def _derivative(
+        self,
+        network: Evaluate,
+        along: Expr | None,
+        values: dict[str, Expr],
+        write: Callable[[Element], Expr],
+    ) -> Evaluate:
         """The network differentiated as its arguments move."""
         call = shape_of_call(self.flow_map)
-        tangents: list[Expr | None] = []
-        for arg in call.args:
-            if arg == self.moving:
-                tangents.append(ONE)
-            elif arg == self.flow_map.state:
-                tangents.append(along)
-            elif isinstance(arg, Formal):
-                tangents.append(None)
-            else:
-                raise Undecided("the network reads an expression of the map's times")
+        tangents = [self._tangent(arg, along, values, write) for arg in call.args]
         return Evaluate(network.network, network.head, network.args, network.conditions,
                         (tuple(tangents),))  # fmt: skip
+
+    def _tangent(
+        self,
+        arg: Expr,
+        along: Expr | None,
+        values: dict[str, Expr],
+        write: Callable[[Element], Expr],
+    ) -> Expr | None:
+        """How one argument of the network moves: c' z + c w for a state c z."""
+        if arg == self.moving:
+            return ONE
+        if arg == self.flow_map.state:
+            return along
+        if isinstance(arg, Formal):
+            return None
+        scalars = self.scalars
+        index = scalars.index("_0" if self.moving == self.flow_map.start else "_1")
+        if self.objective.kind(arg) is not Kind.STATE:
+            slope = scalars.derivative(self._read(arg), index)
+            return write(slope) if slope else None
+        ends = scalars.symbol("_0"), scalars.symbol("_1")
+        scale = self.own.input_scale(*ends, self._condition_symbols())
+        drift = scalars.derivative(scale, index)
+        if not drift:
+            if along is None:
+                return None
+            state = self.flow_map.state.name
+            return self.on_rows(replace_formals(arg, {**values, state: along}))
+        moved = [(drift, values[self.flow_map.state.name])]
+        return self._sum([*moved, (scale, along)] if along is not None else moved, write)
+
+    def _read(self, arg: Expr) -> Element:
+        """A time that the network sees, as a scalar in the map's times."""
+        ends = self.scalars.symbol("_0"), self.scalars.symbol("_1")
+        return self.own.scalar(arg, *ends, self._condition_symbols())
 
     def _velocity(self, values: dict[str, Expr], landing: Expr) -> list[tuple[Element, Expr]]:
         """The velocity where the map lands, by its own diagonal there: A' x + B' N(x, s, s)."""
@@ -271,7 +303,11 @@ class _Deriver:
             if (kind is Kind.TIME or kind is Kind.SCALAR or whole) and not isinstance(expr, Number):
                 found[expr] = name
                 found[self.on_rows(expr)] = name
-        return {e: n for e, n in found.items() if not isinstance(e, Number)}
+        if moving is not None and moving.along is not None and moving.span is not None:
+            written = moving.span.text.partition(" along ")[2].strip()
+            if written and "\n" not in written:
+                found.setdefault(self.on_rows(moving.along), written)
+        return {e: n for e, n in found.items() if not isinstance(e, Number | PathVelocity)}
 
     def _states(self) -> dict[Expr, str]:
         state = self._values()[self.flow_map.state.name]
@@ -313,5 +349,4 @@ def derived_text(analysis: Analysis) -> str:
         return ""
     target = found.target
     body = target.body if isinstance(target, Stop) else target
-    notation = Notation(found.names, False, found.states)
-    return f"{found.prediction_text} = {notation.text(body)}      {found.identity} identity"
+    return f"{found.prediction_text} = {found.notation().text(body)}      {found.identity} identity"

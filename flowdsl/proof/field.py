@@ -230,7 +230,10 @@ class Rationals:
             if d.argument is not None and index in self.generators_in(d.argument)
         ]
         if any(any(m[w] for m in x.numer) or any(m[w] for m in x.denom) for w in inner):
-            values = {w: self._redefine(self.defined[w], index) for w in inner}
+            values = {
+                w: self._again(self.defined[w], self.at_zero(self.defined[w].argument, index))
+                for w in inner
+            }
             numer = self._evaluate(x.numer, values)
             denom = self._evaluate(x.denom, values)
             x = self.divide(numer, denom)
@@ -243,8 +246,8 @@ class Rationals:
         ring = x.numer.ring
         return self.field.new(ring.from_dict(numer), ring.from_dict(denom))
 
-    def _redefine(self, definition: Defined, index: int) -> Element:
-        """The function anew, with a generator in its argument put to zero."""
+    def _again(self, definition: Defined, argument: Element) -> Element:
+        """The function anew, of another argument."""
         raise NotImplementedError
 
     def _evaluate(self, poly: Any, values: Mapping[int, Element]) -> Element:
@@ -259,23 +262,19 @@ class Rationals:
         return total
 
     def rename(self, x: Element, old: int, new: int) -> Element:
-        """x with one symbol in the place of another that does not occur in it."""
-        return self.divide(
-            self._evaluate(x.numer, {old: self.field.gens[new]}),
-            self._evaluate(x.denom, {old: self.field.gens[new]}),
-        )
+        """x with one symbol in the place of another, inside functions too."""
+        return self.substitute(x, old, self.field.gens[new])
 
     def substitute(self, x: Element, index: int, value: Element) -> Element:
-        """x with a value in the place of a symbol that no function contains."""
-        if any(
-            d.argument is not None and index in self.generators_in(d.argument)
-            for w, d in self.defined.items()
-            if w in self.generators_in(x)
-        ):
-            raise Undecided("a function of time at another time")
-        return self.divide(
-            self._evaluate(x.numer, {index: value}), self._evaluate(x.denom, {index: value})
-        )
+        """x with a value in the place of a symbol, inside functions too."""
+        inside = self.generators_in(x)
+        values = {index: value}
+        for w, definition in list(self.defined.items()):
+            argument = definition.argument
+            if w not in inside or argument is None or index not in self.generators_in(argument):
+                continue
+            values[w] = self._again(definition, self.substitute(argument, index, value))
+        return self.divide(self._evaluate(x.numer, values), self._evaluate(x.denom, values))
 
     # numbers and text
 

@@ -21,6 +21,8 @@ from flowdsl.spec.core import (
     PathVelocity,
     Stop,
     Training,
+    transform,
+    walk,
 )
 
 #: Binding strengths: sum, product, negation, power, atom.
@@ -35,11 +37,16 @@ _GREEK = {
 
 @dataclass(frozen=True)
 class Notation:
-    """How expressions are written. `names` are subexpressions that have a name of their own."""
+    """How expressions are written. `names` are subexpressions that have a name of their own.
+
+    `totals` are derivatives of networks that are known to be total ones, with their time: they are
+    written `d/dt[…]` as in a spec, whatever the network reads.
+    """
 
     names: Mapping[Expr, str] = field(default_factory=dict)
     latex: bool = False
     states: Mapping[Expr, str] = field(default_factory=dict)  # path states written short
+    totals: Mapping[Expr, str] = field(default_factory=dict)
 
     def text(self, expr: Expr) -> str:
         return self._write(expr)[0]
@@ -153,6 +160,8 @@ class Notation:
         ]  # fmt: skip
         bar = (r" \mid " if self.latex else " | ") + ", ".join(shown) if shown else ""
         text = f"{self._name(node.head)}({arguments}{bar})"
+        if node in self.totals:
+            return self._total(text, self._name(self.totals[node]), "")
         for direction in node.directions:
             text = self._derivative(text, node, direction)
         return text
@@ -161,13 +170,43 @@ class Notation:
         """`d/dt[…]` where one time moves at unit speed, else the tangent in full."""
         moving = [k for k, d in enumerate(direction) if d == ONE]
         others = [d for d in direction if d is not None and d != ONE]
-        if len(moving) == 1 and len(others) <= 1:
-            time = self.text(node.args[moving[0]])
+        time = self._time(node, moving[0]) if len(moving) == 1 and len(others) <= 1 else ""
+        if time:
             along = ""
-            if others and others[0] not in self.names and not isinstance(others[0], PathVelocity):
+            if others and not self._usual(node, others[0], direction):
                 along = f" along {self.text(others[0])}"
-            if self.latex:
-                return rf"\frac{{d}}{{d{time}}}\left[{text}\right]" + along
-            return f"d/d{time}[{text}{along}]"
+            return self._total(text, time, along)
         tangent = ", ".join("0" if d is None else self.text(d) for d in direction)
         return f"J {text}[{tangent}]"
+
+    def _total(self, text: str, time: str, along: str) -> str:
+        if self.latex:
+            return rf"\frac{{d}}{{d{time}}}\left[{text}\right]" + along
+        return f"d/d{time}[{text}{along}]"
+
+    def _time(self, node: Evaluate, place: int) -> str:
+        """The time that moves when this argument does: itself, or that of the state it goes with.
+
+        Of a network that sees `t - r` alone it is the time of its state; empty where neither is a
+        name.
+        """
+        argument = node.args[place]
+        if not isinstance(argument, Apply) or argument in self.names:
+            return self.text(argument)
+        parts = set(walk(argument))
+        moments = [n.time for a in node.args for n in walk(a) if isinstance(n, PathState)]
+        return next((self.text(m) for m in moments if m in parts), "")
+
+    def _usual(self, node: Evaluate, moved: Expr, direction: tuple[Expr | None, ...]) -> bool:
+        """Does the state move as it does when nothing is said: along its velocity, or along a
+        direction that has a name?"""
+        if moved in self.names or isinstance(moved, PathVelocity):
+            return True
+        argument = node.args[direction.index(moved)]
+
+        def as_it_moves(inner: Expr) -> Expr:
+            if not isinstance(inner, PathState):
+                return inner
+            return PathVelocity(inner.path, inner.time, inner.data, inner.noise)
+
+        return transform(argument, as_it_moves) == moved

@@ -37,8 +37,7 @@ class Scalars(Rationals):
                 return self.one / (self.one + definition.argument**2)
         raise Undecided(f"the derivative of {definition.name} is not known")
 
-    def _redefine(self, definition: Defined, index: int) -> Element:
-        argument = self.at_zero(definition.argument, index)
+    def _again(self, definition: Defined, argument: Element) -> Element:
         match definition.function:
             case "tan_half":
                 return self.tan_half(argument)
@@ -49,6 +48,20 @@ class Scalars(Rationals):
             case "log":
                 return self.log(argument)
         return self.atan(argument)
+
+    def substitute(self, x: Element, index: int, value: Element) -> Element:
+        base = self._at_rest(value)
+        step = value - base
+        inside = {w for w, d in self.defined.items() if d.argument is not None}
+        if not step or not self.generators_in(x) & inside:
+            return super().substitute(x, index, value)
+        self.truncated = True
+        total, slope, power = self.zero, x, self.one
+        for k in range(ORDER + 1):
+            there = super().substitute(slope, index, base)
+            total = total + there * power / math.factorial(k)
+            slope, power = self.derivative(slope, index), power * step
+        return total
 
     def _at_rest(self, x: Element) -> Element:
         """x where every small quantity is 0: the point about which functions are expanded."""
@@ -162,7 +175,11 @@ class Scalars(Rationals):
         return self._define("sqrt", x, x, f"sqrt({self.text(x)})")
 
     def atan(self, x: Element) -> Element:
-        base = self._at_rest(x)
-        if base != x:
-            raise Undecided("the derivative of atan was not needed so far")
-        return self._define("atan", x, x, f"atan({self.text(x)})") if x else self.zero
+        def slopes(base: Element) -> list[Element]:
+            value = self._define("atan", base, base, f"atan({self.text(base)})") if base else base
+            square, below = base**2, self.one / (self.one + base**2)
+            tops = [self.one, -base * 2, square * 6 - 2, (base - base**3) * 24,
+                    (square**2 * 5 - square * 10 + 1) * 24]  # fmt: skip
+            return [value, *(top * below**k for k, top in enumerate(tops, 1))]
+
+        return self._taylor(x, slopes)

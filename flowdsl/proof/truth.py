@@ -141,6 +141,10 @@ class MapNetwork:
             raise Undecided("the network reads something else than the state", self.shape.call.span)
         return scale
 
+    def scalar(self, expr: Expr, start: Element, end: Element, conditions: Conditions) -> Element:
+        """A scalar of the map's body between two times."""
+        return self._reader(start, end, conditions).scalar(expr)
+
     @property
     def _state_place(self) -> int:
         network = self.context.objective.networks[self.shape.call.network]
