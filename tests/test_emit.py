@@ -103,7 +103,7 @@ def test_meanflow_reads_well() -> None:
     lines = {n.name: n.end_lineno - n.lineno + 1 for n in tree.body
              if isinstance(n, ast.FunctionDef) and n.end_lineno is not None}  # fmt: skip
     assert lines["loss"] <= 40
-    assert len(source.splitlines()) <= 125
+    assert len(source.splitlines()) <= 130
     assert "Mean Flows for One-step Generative Modeling (arXiv:2505.13447)" in source
     assert "KAPPA = 0.5" in source
     assert "# d/dt[u(z, t, r | label)], only where not diagonal" in source

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.emit import compile_objective
-from flowdsl.emit.sampling import ends_of, samplers
+from flowdsl.emit.ends import ends_of
+from flowdsl.emit.sampling import samplers
 from flowdsl.ir.boolean import holds, minimise
 from flowdsl.ir.cells import analyse
 from flowdsl.ir.cost import cost
@@ -290,7 +291,7 @@ def test_the_path_tells_which_end_is_data() -> None:
 def test_velocity_of_a_map_is_its_diagonal() -> None:
     for name in ("meanflow", "tvm", "imf"):
         names = [s.name for s in samplers(objectives.ALL[name]())]
-        assert names == ["jump", "velocity"]
+        assert names == ["jump", "velocity", "path"]
         velocity = samplers(objectives.ALL[name]())[1].graph
         assert [velocity[c].op for c in velocity.calls()] == ["call"]  # no derivative is left
 

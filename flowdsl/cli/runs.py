@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from flowdsl.diagnostics import fail
 
 if TYPE_CHECKING:
     from flowdsl.runtime.loss import Loss
+    from flowdsl.runtime.sampling import Sampler
     from flowdsl.runtime.training.directory import SavedSpec
 
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as `train` names it.")]
@@ -27,6 +28,9 @@ WeightsOption = Annotated[
 ]
 CheckpointOption = Annotated[
     int | None, typer.Option(help="The step of a checkpoint; the last one by default.")
+]
+SamplerOption = Annotated[
+    str, typer.Option(help="jump, renoise, euler, heun, ddim; auto is what suits the objective.")
 ]
 ConditionOption = Annotated[
     list[str] | None,
@@ -101,13 +105,16 @@ def train(
 
 def sample(
     run: RunArgument,
-    steps: Annotated[str, typer.Option(help="Numbers of steps, one block each.")] = "1,2,4",
+    steps: Annotated[
+        str | None, typer.Option(help="Numbers of steps, one block each; those of the run.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The picture's file.")] = None,
     classes: Annotated[str | None, typer.Option(help="Classes by name or number: `0,3,7`.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance, for velocities only.")
     ] = 1.0,
+    sampler: SamplerOption = "auto",
     weights: WeightsOption = "ema",
     checkpoint: CheckpointOption = None,
     set_: ConditionOption = None,
@@ -121,24 +128,27 @@ def sample(
 
     names = tuple(part.strip() for part in classes.split(",")) if classes else None
     request = SampleRequest(
-        steps=numbers(steps, "--steps"),
+        steps=None if steps is None else numbers(steps, "--steps"),
         classes=names,
         seed=seed,
         weights=weights,
         checkpoint=checkpoint,
-        options=SampleOptions(guidance=guidance, conditions=constants(set_)),
+        options=SampleOptions(_sampler(sampler), guidance, constants(set_)),
     )
     typer.echo(f"wrote {sample_run(run, compile_saved, request, out=out).path}")
 
 
 def evaluate(
     run: RunArgument,
-    steps: Annotated[str, typer.Option(help="Numbers of steps, one row each.")] = "1,2,4",
+    steps: Annotated[
+        str | None, typer.Option(help="Numbers of steps, one row each; those of the run.")
+    ] = None,
     count: Annotated[int | None, typer.Option(help="How many samples.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance, for velocities only.")
     ] = 1.0,
+    sampler: SamplerOption = "auto",
     weights: WeightsOption = "ema",
     checkpoint: CheckpointOption = None,
     set_: ConditionOption = None,
@@ -154,10 +164,10 @@ def evaluate(
     from flowdsl.runtime.sampling import SampleOptions
 
     options = EvaluationOptions(
-        steps=numbers(steps, "--steps"),
+        steps=None if steps is None else numbers(steps, "--steps"),
         count=count,
         seed=seed,
-        sampling=SampleOptions(guidance=guidance, conditions=constants(set_)),
+        sampling=SampleOptions(_sampler(sampler), guidance, constants(set_)),
     )
     typer.echo("sampling and measuring (first trains a small classifier of the data)", err=True)
     evaluation = evaluate_run(run, compile_saved, options, weights=weights, checkpoint=checkpoint)
@@ -179,6 +189,11 @@ def compile_saved(saved: SavedSpec) -> Loss:
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The compile options that a run may have been saved with."""
     return {name: options[name] for name in ("optimize", "derivative") if name in options}
+
+
+def _sampler(name: str) -> Sampler:
+    """A sampler's name as it was typed; an unknown one is told when sampling begins."""
+    return cast("Sampler", name)
 
 
 def _saved(objective: Any, values: Mapping[str, float]) -> SavedSpec:

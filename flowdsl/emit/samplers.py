@@ -21,7 +21,7 @@ from flowdsl.prelude.text import show
 def sampler_function(writer: Writer, sampler: Sampler) -> list[str]:
     made = begin(writer, sampler.graph, sampler.state, frozenset())
     printer, graph = made.printer, sampler.graph
-    printer.time_like = sampler.times[0] if sampler.times else ""
+    printer.time_like = sampler.times[0]
     for at, node in enumerate(graph.nodes):
         if node.op == "given":
             printer.names[at] = sampler.local.get(str(node.detail), str(node.detail))
@@ -31,8 +31,9 @@ def sampler_function(writer: Writer, sampler: Sampler) -> list[str]:
     result = printer.text(root, CHOICE)
     writer.use(printer)
     keywords = "".join(f", {name}={show(value)}" for name, value in sampler.conditions)
-    arguments = ", ".join(["networks", sampler.state, *sampler.times])
-    head = [f"def {sampler.name}({arguments}, label=None{keywords}):"]
+    given = ", ".join([*sampler.states, *sampler.times])
+    arguments = f"networks, {given}, label=None{keywords}" if sampler.calls else given
+    head = [f"def {sampler.name}({arguments}):"]
     head += [f"    {line}" for line in lay_docstring(sampler.meaning, indent=4)]
     head = [head[0], *(line[4:] if line.startswith("        ") else line for line in head[1:])]
     if "lift" in printer.helpers:

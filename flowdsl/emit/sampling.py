@@ -1,8 +1,8 @@
 """How to sample from what an objective learns: the jump of its map, and the marginal velocity.
 
 The velocity is the map's diagonal, d/dr of `map(z, t, r)` at r = t; without a map, the path is
-solved for it from what the network is regressed on: with z = a data + b noise and a prediction of p
-data + q noise, both conditional means follow, and so does that of a' data + b' noise.
+solved for it from what the network is regressed on (`regression`). Beside these stand what a
+sampler must know of the path: its states, and the times through which it leads.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from flowdsl.ir.algebra import Linear, linear_in, slope, solve_velocity
+from flowdsl.emit.ends import first_path, sampling_clock
+from flowdsl.emit.regression import STATE, decided, regression
+from flowdsl.ir.algebra import slope
 from flowdsl.ir.graph import Graph, Node, Output
 from flowdsl.ir.lower import Lowering
-from flowdsl.ir.ranges import evaluate, of_draw
+from flowdsl.ir.ranges import of_draw
 from flowdsl.passes.fold import fold
 from flowdsl.spec.core import (
-    Apply,
     Constant,
     Draw,
     Evaluate,
@@ -29,27 +30,31 @@ from flowdsl.spec.core import (
     PathState,
     PathVelocity,
     Stop,
-    assume,
     replace_formals,
     transform,
     walk,
 )
-from flowdsl.spec.objective import FlowMap, Objective, Term
+from flowdsl.spec.objective import FlowMap, Objective
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One function for sampling: its graph has one output, over the givens `state`, `times` and the
-    conditions.
+    """One function for sampling: its graph has one output, over the givens `states`, `times` and
+    the conditions. `local` are the names that givens of the graph have in the file.
     """
 
     name: str
     graph: Graph
-    state: str
+    states: tuple[str, ...]
     times: tuple[str, ...]
     local: dict[str, str]
     conditions: tuple[tuple[str, Fraction], ...]
     meaning: str
+    calls: bool = True  # whether it calls networks, and so takes them and the label
+
+    @property
+    def state(self) -> str:
+        return self.states[0] if self.states else ""
 
     @property
     def uses_label(self) -> bool:
@@ -62,10 +67,14 @@ def samplers(objective: Objective) -> list[Sampler]:
     flow = objective.maps.get("map")
     if flow is not None and _is_jump(flow):
         found.append(_jump(objective, flow))
-    velocity = _velocity(objective)
-    if velocity is not None:
-        found.append(velocity)
-    return found
+    found += _velocities(objective, flow)
+    return [*found, *_of_path(objective)]
+
+
+def predicts_velocity(objective: Objective) -> bool:
+    """Whether the velocity is what a network returns, and was not solved for."""
+    solved = None if objective.maps.get("map") else regression(objective)
+    return solved is None or solved.direct
 
 
 def learns_map(objective: Objective) -> bool:
@@ -92,9 +101,10 @@ def sampling_conditions(objective: Objective) -> dict[str, tuple[Expr, Fraction]
     """Scalar conditions of networks, with the expression that the loss passes and the value when
     sampling.
 
-    A drawn condition takes the value it has on special rows, if there is one (`lo = 0 on
-    diagonal`), else the lower end of its law's support.
+    What `sample` says comes first. Else a drawn condition takes the value it has on special rows,
+    if there is one (`lo = 0 on diagonal`), else the lower end of its law's support.
     """
+    said = dict(objective.sampler)
     found: dict[str, tuple[Expr, Fraction]] = {}
     roots = [term.loss for term in objective.terms] + [m.body for m in objective.maps.values()]
     for root in roots:
@@ -103,7 +113,11 @@ def sampling_conditions(objective: Objective) -> dict[str, tuple[Expr, Fraction]
                 continue
             for name, value in node.conditions:
                 if name != "label" and name not in found and not _is_fixed(value):
-                    default = _default(objective, value)
+                    default = (
+                        _exact(objective, said[name])
+                        if name in said
+                        else _default(objective, value)
+                    )
                     if default is not None:
                         found[name] = (value, default)
     return found
@@ -121,14 +135,6 @@ def _default(objective: Objective, value: Expr) -> Fraction | None:
     draws = [node for node in walk(decided(value, False)) if isinstance(node, Draw)]
     low, _ = of_draw(draws[0].name, objective)
     return Fraction(repr(low)) if abs(low) != float("inf") else Fraction(0)
-
-
-def decided(expr: Expr, truth: bool) -> Expr:
-    """The expression on rows where every drawn condition has this truth value."""
-    facts: dict[Expr, bool] = {
-        node: truth for node in walk(expr) if isinstance(node, Draw) and node.kind is Kind.TRUTH
-    }
-    return assume(expr, facts)
 
 
 def _exact(objective: Objective, expr: Expr) -> Fraction | None:
@@ -168,12 +174,12 @@ def _made(
     for key in conditions:
         formals[key] = Node("given", (), Kind.SCALAR, Level.ROW, key)
     lowering = Lowering(objective, formals)
-    graph = fold(lowering.builder.finish([Output(name, lowering.expr(body))]))
+    graph = _folded(lowering, name, body)
     used = {str(graph[at].detail) for at in graph.used if graph[at].op == "given"}
     return Sampler(
         name,
         graph,
-        "z",
+        ("z",),
         tuple(shown for _, shown in times),
         {state.name: "z", **{time.name: shown for time, shown in times}},
         tuple((key, value) for key, (_, value) in conditions.items() if key in used),
@@ -198,103 +204,50 @@ def _jump(objective: Objective, flow: FlowMap) -> Sampler:
 
 
 _VELOCITY = "The velocity dz/dt that is learnt, at a state z and time (batch,)."
+_DENOISED = "The mean of the data, given that the path is at a state z at time (batch,)."
+_PATH = "The path: the state between data and noise at a time (batch,)."
+_CLOCK = "The time at which a sampler stands, from its start (progress 0) to its end (1)."
 
 
-def _velocity(objective: Objective) -> Sampler | None:
-    flow = objective.maps.get("map")
+def _velocities(objective: Objective, flow: FlowMap | None) -> list[Sampler]:
+    """The velocity; and the data, where the network predicts neither map nor velocity."""
     if flow is not None:
         if not (_is_jump(flow) and isinstance(flow.start, Formal) and isinstance(flow.end, Formal)):
-            return None
+            return []
         rate = slope(flow.body, flow.end)
         if rate is None:
-            return None
+            return []
         body = replace_formals(rate, {flow.end.name: flow.start})
-        return _made(objective, "velocity", body, flow.state, ((flow.start, "time"),), _VELOCITY)
-    for term in objective.terms:
-        sampler = _regression(objective, term)
-        if sampler is not None:
-            return sampler
-    return None
+        found = [_made(objective, "velocity", body, flow.state, ((flow.start, "time"),), _VELOCITY)]
+        return [sampler for sampler in found if sampler is not None]
+    solved = regression(objective)
+    if solved is None:
+        return []
+    times = ((solved.time, "time"),)
+    found = [_made(objective, "velocity", solved.velocity, STATE, times, _VELOCITY)]
+    if not solved.direct:
+        found.append(_made(objective, "denoised", solved.data, STATE, times, _DENOISED))
+    return [sampler for sampler in found if sampler is not None]
 
 
-def _regression(objective: Objective, term: Term) -> Sampler | None:
-    """The velocity from a term that regresses a network on data, noise or velocity."""
-    seen = [
-        node
-        for node in walk(term.prediction)
-        if isinstance(node, Evaluate) and not node.directions and _learned(objective, node.network)
-    ]
-    if term.target is None or not seen:
-        return None
-    states = [a for a in walk(seen[0]) if isinstance(a, PathState)]
-    if not states:
-        return None
-    point = states[0]
-    path = objective.paths[point.path]
-    ends = frozenset({point.data, point.noise})
-    where = objective.expand_path(point)
-    rate = objective.expand_path(PathVelocity(point.path, point.time, point.data, point.noise))
-    aimed = transform(decided(term.target, False), lambda e: e.body if isinstance(e, Stop) else e)
-    target = linear_in(objective.expand_path(aimed), ends)
-    forms = linear_in(where, ends), linear_in(rate, ends)
-    state, time = Formal("z", Kind.STATE), Formal(path.time, Kind.TIME)
-    if forms[0] is None or forms[1] is None:
-        return None
-    predicted: Expr = term.prediction
-    if target is None and not any(isinstance(n, PathVelocity) for n in walk(aimed)):
-        return None
-    body = predicted
-    if target is not None and not _same(objective, target, forms[1]):
-        body = solve_velocity(point, predicted, forms[0], forms[1], target, point.data, point.noise)
-    here = transform(point, lambda e: time if e == point.time else e)
-    body = transform(body, lambda e: time if e == point.time else e)
-    body = transform(body, lambda e: state if e == here else e)
-    if any(isinstance(node, PathState | PathVelocity) for node in walk(body)):
-        return None
-    return _made(objective, "velocity", body, state, ((time, "time"),), _VELOCITY)
+def _of_path(objective: Objective) -> list[Sampler]:
+    """The states of the path, and the sampler's times where `sample` says them."""
+    path = first_path(objective)
+    if path is None or any(isinstance(node, Draw) for node in walk(path.body)):
+        return []
+    formals = {
+        **{end: Node("given", (), Kind.STATE, Level.ROW, end) for end in ("data", "noise")},
+        path.time: Node("given", (), Kind.TIME, Level.ROW, path.time),
+    }
+    graph = _folded(Lowering(objective, formals), "path", path.body)
+    local = {path.time: "time"}
+    found = [Sampler("path", graph, ("data", "noise"), ("time",), local, (), _PATH, calls=False)]
+    clock = sampling_clock(objective)
+    if clock is not None:
+        graph = _folded(Lowering(objective), "clock", clock)
+        found.append(Sampler("clock", graph, (), ("progress",), {}, (), _CLOCK, calls=False))
+    return found
 
 
-def _learned(objective: Objective, name: str) -> bool:
-    network = objective.networks[name]
-    return not network.frozen and network.average_of is None
-
-
-def _same(objective: Objective, a: Linear, b: Linear) -> bool:
-    """Whether two linear forms are the same, as far as folding shows."""
-    for symbol in {**a, **b}:
-        difference = Apply("sub", (a.get(symbol, Number(Fraction(0))),
-                                   b.get(symbol, Number(Fraction(0)))))  # fmt: skip
-        lowering = Lowering(objective)
-        graph = fold(lowering.builder.finish([Output("d", lowering.expr(difference))]))
-        node = graph[graph.outputs[0].loss]
-        if node.op != "number" or node.value != 0:
-            return False
-    return True
-
-
-def ends_of(objective: Objective) -> tuple[float, float]:
-    """The times at which the path is data, and noise: where the other's coefficient vanishes."""
-    path = next(iter(objective.paths.values()), None)
-    if path is None:
-        return 0.0, 1.0
-    data, noise = Formal("data", Kind.STATE), Formal("noise", Kind.STATE)
-    forms = linear_in(path.body, frozenset({data, noise}))
-    if forms is None:
-        return 0.0, 1.0
-    times = {}
-    for symbol, other, fallback in ((data, noise, 0.0), (noise, data, 1.0)):
-        zeros = [at for at in _CANDIDATES if _vanishes(objective, forms.get(other), path.time, at)]
-        times[symbol] = zeros[0] if zeros else fallback
-    return times[data], times[noise]
-
-
-#: Where paths of the field begin and end: linear ones at 0 and 1, trigonometric ones at 0 and pi /
-#: 2.
-_CANDIDATES = (0.0, 1.0, 1.5707963267948966)
-
-
-def _vanishes(objective: Objective, coefficient: Expr | None, time: str, at: float) -> bool:
-    if coefficient is None:
-        return True
-    value = evaluate(coefficient, {time: at}, objective)
-    return value is not None and abs(value) < 1e-12
+def _folded(lowering: Lowering, name: str, body: Expr) -> Graph:
+    return fold(lowering.builder.finish([Output(name, lowering.expr(body))]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from flowdsl.emit.draws import uses_noise
-from flowdsl.emit.sampling import ends_of, learns_map, sampling_conditions
+from flowdsl.emit.ends import ends_of
+from flowdsl.emit.sampling import learns_map, predicts_velocity, sampling_conditions
 from flowdsl.ir.shares import exact, static_shares
 from flowdsl.runtime.contract import (
     Argument,
@@ -14,7 +15,7 @@ from flowdsl.runtime.contract import (
     NetworkSignature,
     ObjectiveSignature,
 )
-from flowdsl.spec.core import Formal, Kind
+from flowdsl.spec.core import Expr, Formal, Kind
 from flowdsl.spec.objective import Network, Objective
 
 _KINDS = {Kind.TRUTH: "scalar"}
@@ -24,10 +25,6 @@ def signature(objective: Objective) -> ObjectiveSignature:
     """The signature of an objective."""
     data_time, noise_time = ends_of(objective)
     flow = objective.maps.get("map")
-    fixed = None
-    if flow is not None and not isinstance(flow.end, Formal):
-        value = exact(objective, flow.end)
-        fixed = None if value is None else float(value)
     noise = ("noise",) if uses_noise(objective) else ()
     return ObjectiveSignature(
         name=objective.name,
@@ -44,8 +41,16 @@ def signature(objective: Objective) -> ObjectiveSignature:
         ),
         constants={name: float(value) for name, value in objective.constants.items()},
         shares=tuple(static_shares(objective).values()),
-        fixed_end=fixed,
+        fixed_start=None if flow is None else _fixed(objective, flow.start),
+        fixed_end=None if flow is None else _fixed(objective, flow.end),
+        integrator="euler" if predicts_velocity(objective) else "ddim",
     )
+
+
+def _fixed(objective: Objective, time: Expr) -> float | None:
+    """The time of a map's fixed end."""
+    value = None if isinstance(time, Formal) else exact(objective, time)
+    return None if value is None else float(value)
 
 
 def _network(objective: Objective, network: Network) -> NetworkSignature:

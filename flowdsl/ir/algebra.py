@@ -97,19 +97,19 @@ def _free(expr: Expr, symbols: frozenset[Expr]) -> bool:
     return not any(node in symbols for node in walk(expr))
 
 
-def solve_velocity(
+def solve(
     state: Expr,
     predicted: Expr,
     path: Linear,
-    rate: Linear,
+    wanted: Linear,
     target: Linear,
     data: Expr,
     noise: Expr,
 ) -> Expr:
-    """The marginal velocity, from a state and a prediction of `target`.
+    """The conditional mean of `wanted`, from a state and a prediction of `target`.
 
-    With state = a data + b noise, predicted = p data + q noise and velocity = a' data + b' noise,
-    all given the state: velocity = (c predicted + d state) / (a q - b p), where c = a b' - b a' and
+    With state = a data + b noise, predicted = p data + q noise and wanted = a' data + b' noise, all
+    given the state: wanted = (c predicted + d state) / (a q - b p), where c = a b' - b a' and
     d = a' q - b' p.
     """
 
@@ -118,7 +118,7 @@ def solve_velocity(
 
     a, b = part(path, data), part(path, noise)
     p, q = part(target, data), part(target, noise)
-    rate_a, rate_b = part(rate, data), part(rate, noise)
-    c = sub(mul(a, rate_b), mul(b, rate_a))
-    d = sub(mul(rate_a, q), mul(rate_b, p))
+    wanted_a, wanted_b = part(wanted, data), part(wanted, noise)
+    c = sub(mul(a, wanted_b), mul(b, wanted_a))
+    d = sub(mul(wanted_a, q), mul(wanted_b, p))
     return div(add(mul(c, predicted), mul(d, state)), sub(mul(a, q), mul(b, p)))

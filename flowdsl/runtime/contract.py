@@ -82,6 +82,11 @@ class ObjectiveSignature:
     shares: tuple[Share, ...] = ()
     #: For a map with a fixed end (consistency models): the only end it can jump to, else None.
     fixed_end: float | None = None
+    #: For a map with a fixed start: the only time it can jump from, so that it makes one step.
+    fixed_start: float | None = None
+    #: How a velocity is integrated unless asked otherwise: "ddim" where it was solved from a
+    #: prediction of data or noise.
+    integrator: Literal["euler", "ddim"] = "euler"
 
     def network(self, name: str) -> NetworkSignature:
         return next(n for n in self.networks if n.name == name)

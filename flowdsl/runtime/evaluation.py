@@ -24,10 +24,18 @@ from flowdsl.runtime.metrics import Better, Evidence, ExactFlow, Metric, load_me
 from flowdsl.runtime.pictures import shows_labels
 from flowdsl.runtime.protocols import CompiledLoss, Networks, initial_state
 from flowdsl.runtime.randomness import generator
-from flowdsl.runtime.sampling import SampleOptions, resolved_sampler, sample
+from flowdsl.runtime.sampling import (
+    SampleOptions,
+    possible_steps,
+    resolved_sampler,
+    sample,
+)
 
 #: Most samples, and most training rows, unless asked for.
 MOST_SAMPLES, MOST_REAL = 2000, 10_000
+
+#: Numbers of steps, unless asked for.
+STEPS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """`count` None: as many samples as held-out rows, at most 2,000. `metrics` None: all."""
+    """`steps` None: 1, 2 and 4, or those of a run's pictures. `count` None: as many samples as
+    held-out rows, at most 2,000. `metrics` None: all.
+    """
 
-    steps: tuple[int, ...] = (1, 2, 4)
+    steps: tuple[int, ...] | None = None
     count: int | None = None
     metrics: tuple[str, ...] | None = None
     seed: int = 0
@@ -127,7 +137,7 @@ def evaluate(
     sampler = resolved_sampler(loss.signature, options.sampling.sampler)
     rows: list[Row] = []
     better: dict[str, Better] = {}
-    for steps in options.steps:
+    for steps in options.steps or possible_steps(loss.signature, STEPS):
         states = sample(
             loss,
             networks,
@@ -139,7 +149,9 @@ def evaluate(
             generator=generator(options.seed, "renoise", steps, device=device),
             options=options.sampling,
         ).cpu()
-        evidence = Evidence(Batch(states, label), real, features, noise, carried)
+        # fresh noise on the way leads elsewhere than the flow
+        kept = None if sampler == "renoise" and steps > 1 else carried
+        evidence = Evidence(Batch(states, label), real, features, noise, kept)
         values, named = _measured(metrics, evidence)
         rows.append(Row(steps, steps * (2 if sampler == "heun" else 1), values))
         better |= named

@@ -30,6 +30,13 @@ from flowdsl.runtime.source import functions
 
 Metrics = dict[str, Tensor]
 
+#: The functions of an emitted file that ask a network, and what they need it to learn.
+_LEARNT = {
+    "jump": "flow map to jump with",
+    "velocity": "velocity",
+    "denoised": "data or noise to denoise with",
+}
+
 
 class Loss:
     """A loss as a pure function of networks, data and draws.
@@ -147,6 +154,40 @@ class Loss:
         """
         return self._sample("velocity", network, z, (time,), label, conditions)
 
+    def denoised(
+        self,
+        network: Networks,
+        z: Tensor,
+        time: Tensor | float,
+        *,
+        label: Tensor | None = None,
+        **conditions: float | Tensor,
+    ) -> Tensor:
+        """The mean of the data, given that the path is at states `z` (batch, ...) at `time`.
+
+        Raises DiagnosticError where the objective learns a map, or the velocity itself.
+        """
+        return self._sample("denoised", network, z, (time,), label, conditions)
+
+    def path(self, data: Tensor, noise: Tensor, time: Tensor | float) -> Tensor:
+        """The state of the path between `data` and `noise` (batch, ...) at `time` ((batch,) or a
+        number).
+        """
+        function = self._functions.get("path")
+        if function is None:
+            raise fail("sample", f"{self.signature.name} has no path that two ends determine")
+        if not torch.compiler.is_compiling():
+            check_data(data)
+        state: Tensor = function(data, noise, check_vector(time, data, "a time"))
+        return state
+
+    def clock(self, progress: float) -> float | None:
+        """The time at which a sampler stands at `progress` (0 to 1), where the spec's `sample` says
+        it; None where steps are even.
+        """
+        function = self._functions.get("clock")
+        return None if function is None else float(function(progress))
+
     def _sample(
         self,
         name: str,
@@ -158,10 +199,9 @@ class Loss:
     ) -> Tensor:
         function = self._functions.get(name)
         if function is None:
-            other = "velocity" if name == "jump" else "jump"
-            hint = f"use `{other}`" if other in self._functions else ""
-            what = "flow map to jump with" if name == "jump" else "velocity"
-            raise fail("sample", f"{self.signature.name} learns no {what}", hint=hint)
+            others = [other for other in _LEARNT if other in self._functions]
+            hint = f"use {' or '.join(f'`{other}`' for other in others)}" if others else ""
+            raise fail("sample", f"{self.signature.name} learns no {_LEARNT[name]}", hint=hint)
         learned = as_roles(network, self.signature.learned, self.signature.name, extra=True)
         if not torch.compiler.is_compiling():
             check_data(z, "the state z")

@@ -105,6 +105,25 @@ class HasPath(Protocol):
         """The state `z(time)` between `data` and `noise`; `time` has shape (batch,)."""
 
 
+@runtime_checkable
+class HasSampler(Protocol):
+    """A loss that tells more about how to sample: the data it expects, and the sampler's times."""
+
+    def denoised(
+        self,
+        network: Networks,
+        z: Tensor,
+        time: Tensor,
+        *,
+        label: Tensor | None = None,
+        **conditions: Tensor,
+    ) -> Tensor:
+        """The mean of the data given a state at `time` (batch,); where it learns data or noise."""
+
+    def clock(self, progress: float) -> float | None:
+        """The sampler's time at `progress` 0 to 1; None where steps are even."""
+
+
 def takes_labels(signature: ObjectiveSignature) -> bool:
     """Whether any network of the objective is shown a class label."""
     return any(

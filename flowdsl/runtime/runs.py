@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -24,7 +24,7 @@ from flowdsl.runtime.loading import (
 )
 from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, shows_labels
 from flowdsl.runtime.protocols import CompiledLoss
-from flowdsl.runtime.sampling import SampleOptions
+from flowdsl.runtime.sampling import SampleOptions, possible_steps
 from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.directory import (
     RunDirectory,
@@ -76,9 +76,11 @@ def resume_run(
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to draw: numbers of steps, classes (names or numbers; None: the first ten), the seed."""
+    """What to draw: numbers of steps (None: those of the run's pictures), classes (names or
+    numbers; None: the first ten), the seed.
+    """
 
-    steps: tuple[int, ...] = (1, 2, 4)
+    steps: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     seed: int = 0
     weights: str = "ema"
@@ -112,12 +114,13 @@ def sample_run(
     if labels is not None and not labelled:
         raise fail("sample", f"{run.record.objective} on {card.name} knows no classes")
     plan = layout(card, labelled=labelled, labels=labels)
+    steps = request.steps or possible_steps(run.loss.signature, run.record.config.sample_steps)
     blocks = sample_blocks(
         run.loss,
         run.networks,
         card,
         plan,
-        request.steps,
+        steps,
         seed=request.seed,
         device=run.device,
         options=request.options,
@@ -130,7 +133,7 @@ def sample_run(
         save_picture(image, path)
     except (OSError, ValueError) as error:
         raise fail("sample", f"{path} cannot be written: {error}") from error
-    states = {n: block.states for n, block in zip(request.steps, blocks, strict=True)}
+    states = {n: block.states for n, block in zip(steps, blocks, strict=True)}
     return SampleResult(path, states)
 
 
@@ -148,12 +151,14 @@ def evaluate_run(
     run = _loaded(run_dir, compile_spec, weights, checkpoint, device, build)
     config = run.record.config
     dataset = load_dataset(config.data, config.resolution)
+    options = options or EvaluationOptions()
+    steps = options.steps or possible_steps(run.loss.signature, config.sample_steps)
     evaluation = evaluate(
         run.loss,
         run.networks,
         dataset,
         features_of(dataset),
-        options,
+        replace(options, steps=steps),
         device=run.device,
         exact=exact_flow(run.loss, dataset.card),
         weights=run.weights,

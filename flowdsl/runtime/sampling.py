@@ -1,8 +1,9 @@
 """From noise to data with a learned map or a learned velocity, in any number of steps.
 
 Maps jump along a grid of times. Maps with a fixed end (consistency models) predict the clean state
-and renoise it. Velocities are integrated. Nothing here knows an objective by name: the record in
-`loss.signature` decides.
+and renoise it. Velocities are integrated; where data or noise are predicted, each step keeps both
+predictions and moves the time between them (DDIM, arXiv:2010.02502, without fresh noise). Nothing
+here knows an objective by name: the record in `loss.signature` decides.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from flowdsl.runtime.contract import NULL_LABEL, ObjectiveSignature
 from flowdsl.runtime.protocols import (
     CompiledLoss,
     HasPath,
+    HasSampler,
     Networks,
     initial_state,
     takes_labels,
     time_vector,
 )
 
-Sampler = Literal["auto", "jump", "renoise", "euler", "heun"]
+Sampler = Literal["auto", "jump", "renoise", "euler", "heun", "ddim"]
 
 #: States that go through the network together.
 CHUNK = 512
@@ -39,11 +41,13 @@ class SampleOptions:
 
     `sampler`: "jump" uses the map from each time of the grid to the next; "renoise" jumps to the
     data and adds fresh noise; "euler" and "heun" integrate the velocity (Heun evaluates it twice
-    per step). "auto" is "renoise" for a map with a fixed end, "jump" for any other map, "euler" for
-    a velocity. `guidance`: scale of classifier-free guidance, for velocities only: a map has
-    learned its own. `conditions`: values of the scalars that networks see, where they differ from
-    the spec's. `times`: the whole grid, from the noise's time to the data's, in place of a uniform
-    one.
+    per step, but once where a velocity at the data is not finite); "ddim" moves along the path
+    between the data and the noise that a state is expected to come from. "auto" is "renoise" for a
+    map with a fixed end, "jump" for any other map, "euler" for a velocity that is predicted and
+    "ddim" for one that follows from predicted data or noise. `guidance`: scale of classifier-free
+    guidance, for velocities only: a map has learned its own. `conditions`: values of the scalars
+    that networks see, where they differ from the spec's. `times`: the whole grid, from the noise's
+    time to the data's, in place of a uniform one.
     """
 
     sampler: Sampler = "auto"
@@ -71,7 +75,7 @@ def sample(
     evaluation mode while sampling.
     """
     options = options or SampleOptions()
-    times = time_grid(loss.signature, steps, options.times)
+    times = time_grid(loss.signature, steps, options.times or _clocked(loss, steps))
     rule = _rule(loss, options)
     if options.guidance != 1.0 and label is None:
         raise fail("sample", "guidance needs labels to guide to")
@@ -102,6 +106,12 @@ def time_grid(
 ) -> tuple[float, ...]:
     """`steps + 1` times from the noise's end of the path to the data's; a given grid is checked."""
     start, end = signature.noise_time, signature.data_time
+    if signature.fixed_start is not None and (steps if times is None else len(times) - 1) > 1:
+        raise fail(
+            "sample",
+            f"the map of {signature.name} starts at time {signature.fixed_start:g} only",
+            hint="one step",
+        )
     if times is None:
         if steps < 1:
             raise fail("sample", f"{steps} steps", hint="at least one step")
@@ -135,6 +145,22 @@ def evaluation_mode(networks: Networks) -> Iterator[None]:
             module.training = training
 
 
+def possible_steps(signature: ObjectiveSignature, steps: Sequence[int]) -> tuple[int, ...]:
+    """Those of the numbers of steps that an objective's sampler can make; one step at least."""
+    if signature.fixed_start is None:
+        return tuple(steps)
+    return (1,)
+
+
+def _clocked(loss: CompiledLoss, steps: int) -> tuple[float, ...] | None:
+    """The times that the spec says, from the noise's to the data's; None: even ones."""
+    if not isinstance(loss, HasSampler) or steps < 1:
+        return None
+    said = [loss.clock(k / steps) for k in range(steps)]
+    known = tuple(time for time in said if time is not None)
+    return (*known, loss.signature.data_time) if known else None
+
+
 @dataclass(frozen=True)
 class _Task:
     """One chunk of states: everything that is the same at every step."""
@@ -163,9 +189,22 @@ class _Task:
         )
 
     def velocity(self, z: Tensor, time: float) -> Tensor:
+        return self._guided(self.loss.velocity, z, time)
+
+    def denoised(self, z: Tensor, time: float) -> Tensor:
+        assert isinstance(self.loss, HasSampler)
+        return self._guided(self.loss.denoised, z, time)
+
+    def path(self, data: Tensor, noise: Tensor, time: float) -> Tensor:
+        assert isinstance(self.loss, HasPath)
+        return self.loss.path(data, noise, time_vector(data, time))
+
+    def _guided(self, learnt: Callable[..., Tensor], z: Tensor, time: float) -> Tensor:
+        """What a network has learnt, with classifier-free guidance."""
+
         def with_label(label: Tensor | None) -> Tensor:
             when = time_vector(z, time)
-            return self.loss.velocity(self.networks, z, when, label=label, **self.conditions(z))
+            return learnt(self.networks, z, when, label=label, **self.conditions(z))
 
         conditional = with_label(self.label)
         if self.label is None or self.options.guidance == 1.0:
@@ -174,11 +213,10 @@ class _Task:
         return unconditional + self.options.guidance * (conditional - unconditional)
 
     def renoised(self, clean: Tensor, time: float) -> Tensor:
-        assert isinstance(self.loss, HasPath)
         noise = torch.randn(
             clean.shape, generator=self.generator, device=clean.device, dtype=clean.dtype
         )
-        return self.loss.path(clean, noise, time_vector(clean, time))
+        return self.path(clean, noise, time)
 
 
 Rule = Callable[[_Task, Tensor, Sequence[float]], Tensor]
@@ -191,7 +229,8 @@ def _jump(task: _Task, z: Tensor, times: Sequence[float]) -> Tensor:
 
 
 def _renoise(task: _Task, z: Tensor, times: Sequence[float]) -> Tensor:
-    end = times[-1]
+    fixed = task.loss.signature.fixed_end
+    end = times[-1] if fixed is None else fixed
     clean = task.jump(z, times[0], end)
     for time in times[1:-1]:
         clean = task.jump(task.renoised(clean, time), time, end)
@@ -208,11 +247,29 @@ def _heun(task: _Task, z: Tensor, times: Sequence[float]) -> Tensor:
     for start, end in pairwise(times):
         first = task.velocity(z, start)
         second = task.velocity(z + (end - start) * first, end)
+        if end == times[-1] and not bool(torch.isfinite(second).all()):
+            second = first  # a velocity that follows from predicted noise is 0 / 0 at the data
         z = z + (end - start) * (first + second) / 2
     return z
 
 
-RULES: dict[str, Rule] = {"jump": _jump, "renoise": _renoise, "euler": _euler, "heun": _heun}
+def _ddim(task: _Task, z: Tensor, times: Sequence[float]) -> Tensor:
+    """With the data d and the noise n that are expected: from z(t) = a(t) d + b(t) n to z(s)."""
+    zeros, ones = torch.zeros_like(z), torch.ones_like(z)
+    for start, end in pairwise(times):
+        data = task.denoised(z, start)
+        noise = (z - task.path(data, zeros, start)) / task.path(zeros, ones, start)
+        z = task.path(data, noise, end)
+    return z
+
+
+RULES: dict[str, Rule] = {
+    "jump": _jump,
+    "renoise": _renoise,
+    "euler": _euler,
+    "heun": _heun,
+    "ddim": _ddim,
+}
 
 
 def resolved_sampler(signature: ObjectiveSignature, sampler: Sampler) -> str:
@@ -220,7 +277,7 @@ def resolved_sampler(signature: ObjectiveSignature, sampler: Sampler) -> str:
     if sampler != "auto":
         return sampler
     if signature.sampler == "velocity":
-        return "euler"
+        return signature.integrator
     return "jump" if signature.fixed_end is None else "renoise"
 
 
@@ -244,7 +301,13 @@ def _rule(loss: CompiledLoss, options: SampleOptions) -> Rule:
             f"the map of {signature.name} jumps to time {signature.fixed_end:g} only",
             hint="the sampler renoise",
         )
-    if name == "renoise" and not isinstance(loss, HasPath):
+    if name == "ddim" and (signature.integrator != "ddim" or not isinstance(loss, HasSampler)):
+        raise fail(
+            "sample",
+            f"{signature.name} predicts neither data nor noise",
+            hint="euler or heun" if signature.sampler == "velocity" else "",
+        )
+    if name in ("renoise", "ddim") and not isinstance(loss, HasPath):
         raise fail(
             "sample",
             f"the loss of {signature.name} does not tell its path, so nothing can be renoised",

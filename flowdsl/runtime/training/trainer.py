@@ -30,7 +30,7 @@ from flowdsl.runtime.pictures import (
 )
 from flowdsl.runtime.protocols import CompiledLoss, Networks, as_argument, takes_labels
 from flowdsl.runtime.randomness import derive_seed, generator
-from flowdsl.runtime.sampling import check_sampler
+from flowdsl.runtime.sampling import check_sampler, possible_steps
 from flowdsl.runtime.training.checkpoints import load_checkpoint, save_checkpoint
 from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.device import autocast, choose_device, seeded_inside
@@ -253,7 +253,7 @@ class Trainer:
             networks,
             card,
             plan,
-            config.sample_steps,
+            possible_steps(self.loss.signature, config.sample_steps),
             seed=config.seed,
             device=self.device,
         )
