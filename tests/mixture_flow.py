@@ -35,20 +35,22 @@ WEIGHTS = np.array([0.5, 0.3, 0.2])
 
 
 def velocity(x: Vector, t: complex) -> Vector:
-    """E[noise - data | (1 - t) data + t noise = x]."""
+    """E[noise - data | (1 - t) data + t noise = x], of one place or of many (shape (..., 2))."""
     logs, values = [], []
     for weight, mean, covariance in zip(WEIGHTS, MEANS, COVARIANCES, strict=True):
         spread = (1 - t) ** 2 * covariance + t**2 * np.eye(2)
         inverse = np.linalg.inv(spread)
         offset = x - (1 - t) * mean
+        scaled = offset @ inverse
         logs.append(
-            np.log(weight) - offset @ inverse @ offset / 2 - np.log(np.linalg.det(spread)) / 2
+            np.log(weight) - (scaled * offset).sum(-1) / 2 - np.log(np.linalg.det(spread)) / 2
         )
         cross = t * np.eye(2) - (1 - t) * covariance
-        values.append(-mean + cross @ inverse @ offset)
-    shift = max(np.real(logs))
+        values.append(-mean + scaled @ cross)
+    shift = np.max(np.real(logs), axis=0)
     shares = np.exp(np.array(logs) - shift)
-    return np.asarray(sum(s * v for s, v in zip(shares / shares.sum(), values, strict=True)))
+    shares = shares / shares.sum(axis=0)
+    return np.asarray(sum(s[..., None] * v for s, v in zip(shares, values, strict=True)))
 
 
 def flow(x: Vector, start: complex, end: complex, steps: int = 24) -> Vector:

@@ -109,7 +109,7 @@ def _outcome(analysis: Analysis, case: Case, expr: Expr, value: float) -> str:
         sorted_parts = analysis.study(case, bindings={expr: fixed}).parts
     except Undecided:
         return "undecided"
-    return "refuted" if sorted_parts.mean or sorted_parts.inside else "proved"
+    return "refuted" if sorted_parts.mean or not sorted_parts.affine else "proved"
 
 
 CHECK = Check(

@@ -138,7 +138,7 @@ def holds(analysis: Analysis, case: Case, names: frozenset[str]) -> bool:
         sorted_parts = analysis.study(case, rules=names | {"boundary"}).parts
     except Undecided:
         return False
-    return not sorted_parts.mean and not sorted_parts.inside
+    return sorted_parts.affine and not sorted_parts.mean
 
 
 def used(analysis: Analysis, case: Case) -> tuple[tuple[str, ...], ...]:

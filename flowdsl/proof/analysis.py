@@ -20,7 +20,7 @@ from flowdsl.proof.hidden import averaged
 from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.regression import regress
-from flowdsl.proof.sample import NOISES, Row, X, base_state, learning_calls
+from flowdsl.proof.sample import NOISES, Row, X, base_state, check_law, learning_calls
 from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import Calculus, Rule, State
 from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
@@ -336,6 +336,7 @@ class Analysis:
 
     def _row_with_marginal(self, case: Case, context: Context, networks: Networks) -> Row:
         unknown = context.calculus.zero
+        check_law(self.objective, self.base(case))
         row = self.row(case, context, networks, unknown)
         conditions = self.conditions(case, context)
         x = context.calculus.symbol(X)

@@ -110,14 +110,14 @@ def anchors(analysis: Analysis) -> Anchors:
 def _equation(analysis: Analysis, case: Case) -> Equation:
     study = analysis.study(case, kind="hat")
     if not study.parts.inside:
-        return Equation(case, study, study.parts.mean)
+        return Equation(case, study, study.parts.expected)
     for _, bindings in small_quantities(analysis, case):
         near = analysis.study(case, kind="hat", bindings=bindings)
         series, e = near.context.series, analysis.small
         for order in range(series.lowest(near.residual, e), 3):
             sorted_parts = parts(series.coefficient(near.residual, e, order), NOISES)
-            if sorted_parts.mean and not sorted_parts.inside:
-                return Equation(case, near, sorted_parts.mean)
+            if sorted_parts.expected and not sorted_parts.inside:
+                return Equation(case, near, sorted_parts.expected)
     raise Undecided("the conditional velocity enters in another way than linearly")
 
 
@@ -135,7 +135,7 @@ def _at_the_end(analysis: Analysis, case: Case) -> list[Equation]:
         study = analysis.study(case, kind="hat", bindings=ends)
     except Undecided:
         return []
-    return [] if study.parts.inside else [Equation(case, study, study.parts.mean)]
+    return [] if study.parts.inside else [Equation(case, study, study.parts.expected)]
 
 
 def _fields(state: State) -> set[Conditions]:
@@ -254,7 +254,7 @@ def passes(analysis: Analysis, kind: str) -> bool:
     any_case = False
     for case in analysis.all_cases():
         sorted_parts = analysis.study(case, kind=kind).parts
-        if sorted_parts.mean or sorted_parts.inside:
+        if sorted_parts.mean or not sorted_parts.affine:
             return False
         any_case = True
     return any_case

@@ -8,11 +8,12 @@ residual in a curriculum's parameter.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import factorial
 
 from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import ORDER
+from flowdsl.proof.field import ORDER, Element
 from flowdsl.proof.state import (
     Atom,
     Calculus,
@@ -171,13 +172,18 @@ class Series:
 
     def without(self, state: State, names: frozenset[str]) -> State:
         """The state where the named symbols are zero."""
+        return self.weakened(state, names, self.calculus.scalars.zero)
+
+    def weakened(self, state: State, names: frozenset[str], factor: Element) -> State:
+        """The state where the named symbols are a multiple of themselves."""
         calculus = self.calculus
         known: dict[Atom, State] = {}
 
         def visit(atom: Atom) -> State:
             if atom not in known:
                 if isinstance(atom, Symbol):
-                    known[atom] = calculus.zero if atom.name in names else calculus.single(atom)
+                    own = calculus.single(atom)
+                    known[atom] = own.scaled(factor) if atom.name in names else own
                 else:
                     assert atom.parts is not None
                     point, times, atoms = atom.parts
@@ -199,24 +205,38 @@ class Series:
         return min(0, *(scalars.valuation(c, e) for c in state.terms.values())) if state else 0
 
 
-def degree(atom: Atom, noises: frozenset[str]) -> int | None:
-    """How often the centred noises occur as a factor; None when one is inside a base point."""
+Counts = frozenset[tuple[str, int]]
+
+
+def counts(atom: Atom, noises: frozenset[str]) -> Counts | None:
+    """How often each centred noise occurs as a factor; None when one is inside a base point."""
     if isinstance(atom, Symbol):
-        return int(atom.name in noises)
+        return frozenset({(atom.name, 1)}) if atom.name in noises else frozenset()
     assert atom.parts is not None
     point, _, directions = atom.parts
     if any(isinstance(a, Symbol) and a.name in noises for a in point.atoms()):
         return None
-    degrees = [degree(a, noises) for a in directions]
-    return None if None in degrees else sum(d for d in degrees if d is not None)
+    total: Counter[str] = Counter()
+    for direction in directions:
+        own = counts(direction, noises)
+        if own is None:
+            return None
+        total.update(dict(own))
+    return frozenset(total.items())
+
+
+def survives(found: Counts) -> bool:
+    """May a product with these factors have a mean? The noises are centred and independent of each
+    other, so one that occurs once takes the mean with it."""
+    return all(count > 1 for _, count in found)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A state by its degree in the centred noise.
+    """A state by the noises in it.
 
-    `mean` has degree 0, `linear` degree 1 (its mean is 0), `higher` degree 2 and more
-    (covariances); `inside` holds the terms in which the noise sits in a base point, so that its
+    `mean` has none, the mean of `linear` is 0 because some noise occurs once, `higher` has
+    covariances; `inside` holds the terms in which the noise sits in a base point, so that its
     degree has no meaning.
     """
 
@@ -225,12 +245,27 @@ class Parts:
     higher: State
     inside: State
 
+    @property
+    def affine(self) -> bool:
+        """Is the state's mean that of its noiseless part?"""
+        return not self.higher and not self.inside
+
+    @property
+    def expected(self) -> State:
+        """What the mean of the state is made of, where nothing is inside."""
+        return self.mean + self.higher
+
 
 def parts(state: State, noises: frozenset[str]) -> Parts:
-    """Sort the terms of a state by their degree in the noise."""
+    """Sort the terms of a state by the noises in them."""
     bins: dict[str, dict[Atom, object]] = {"mean": {}, "linear": {}, "higher": {}, "inside": {}}
     for atom, c in state.terms.items():
-        k = degree(atom, noises)
-        name = "inside" if k is None else ("mean", "linear", "higher")[min(k, 2)]
+        found = counts(atom, noises)
+        if found is None:
+            name = "inside"
+        elif not found:
+            name = "mean"
+        else:
+            name = "higher" if survives(found) else "linear"
         bins[name][atom] = c
     return Parts(**{name: State(state.scalars, terms) for name, terms in bins.items()})

@@ -112,6 +112,11 @@ class Rationals:
         """A scalar of which nothing is known but that equal keys are equal."""
         return self._define("opaque", key, None, name)
 
+    @property
+    def opaques(self) -> dict[int, object]:
+        """The generators that stand for scalars known by name only, with what they stand for."""
+        return {i: key for (function, key), i in self._found.items() if function == "opaque"}
+
     # inspection
 
     def generators_in(self, x: Element) -> set[int]:

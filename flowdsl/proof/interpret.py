@@ -95,6 +95,8 @@ class Sample(Protocol):
 
     def end(self, name: str) -> State: ...
 
+    def draw(self, node: Draw) -> State: ...
+
 
 class Reader:
     """Reads expressions in one setting: formals, a sample, and what the networks compute."""
@@ -131,8 +133,8 @@ class Reader:
                 return self.sample.velocity(self, expr)
             case Given(name) if self.sample is not None and name in ("data", "noise"):
                 return self.sample.end(name)
-            case Draw(name, Kind.STATE, _):
-                return self.context.calculus.symbol(name)
+            case Draw(_, Kind.STATE, _) if self.sample is not None:
+                return self.sample.draw(expr)
             case Formal(name, Kind.STATE):
                 value = self.formals.get(name)
                 if isinstance(value, State):

@@ -3,8 +3,8 @@ quantity."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -43,6 +43,7 @@ class Finding:
     values_only: bool = False
     reason: str = ""
     expanded: Parts | None = None
+    bindings: Mapping[Expr, Element] = field(default_factory=dict)
 
 
 def judge(analysis: Analysis, case: Case) -> Finding:
@@ -67,14 +68,14 @@ def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
         return Finding(
             "undecided", study, reason="the velocity and a label that is not shown go together"
         )
-    if not sorted_parts.inside and not sorted_parts.mean:
+    if sorted_parts.affine and not sorted_parts.mean:
         return Finding("proved", study, exact=not sorted_parts.linear and not sorted_parts.higher)
     expanded = next(_expansions(analysis, case, bool(sorted_parts.inside)), None)
     if expanded is not None:
         return expanded
     if sorted_parts.inside:
         return _without_noise(study)
-    left = -sorted_parts.mean
+    left = -sorted_parts.expected
     if _unreduced(study, left):
         return Finding(
             "undecided", study, left, reason="roots or logarithms are left that may cancel"
@@ -104,7 +105,7 @@ def _judge_values(analysis: Analysis, case: Case) -> Finding | None:
         study = own.study(case)
     except Undecided:
         return None
-    if study.parts.inside or study.parts.mean:
+    if not study.parts.affine or study.parts.mean:
         return None
     exact = not study.parts.linear and not study.parts.higher
     return Finding("proved", study, exact=exact, values_only=True)
@@ -259,10 +260,11 @@ def _expand(
     return Finding(
         "order",
         study,
-        -(sorted_parts.mean + sorted_parts.higher),
+        -sorted_parts.expected,
         order,
         name,
         expanded=sorted_parts,
+        bindings=bindings,
     )
 
 

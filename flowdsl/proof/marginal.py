@@ -18,7 +18,7 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Conditions, Context, Reader
-from flowdsl.proof.sample import NOISES, X
+from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.state import State, VelocityAtom
 from flowdsl.proof.truth import data_field
 from flowdsl.spec.core import Apply, Expr, Formal, Kind, Level, PathVelocity, transform, walk
@@ -88,6 +88,7 @@ class Guidance:
         equation = _equation(analysis, case, context, conditions, by_direction)
         relation = None if equation is None else _solve(context, equation, conditions)
         if relation is not None:
+            _check_shown(analysis, case, context, relation)
             self.found.append((conditions, region, relation))
 
 
@@ -127,7 +128,7 @@ def _equation(
         assert case.target is not None
         value = reader.state(case.prediction, False) - reader.state(case.target, False)
     sorted_parts = parts(value, NOISES)
-    return None if sorted_parts.inside else sorted_parts.mean
+    return None if not sorted_parts.affine else sorted_parts.mean
 
 
 def _solve(context: Context, equation: State, conditions: Conditions) -> Relation | None:
@@ -156,6 +157,35 @@ def _solve(context: Context, equation: State, conditions: Conditions) -> Relatio
     if back is None or scalars.vanishes_at(back, context.constants):
         raise Singular("the guidance has no fixed point at these values of the constants")
     return relation
+
+
+def _check_shown(analysis: Analysis, case: Case, context: Context, relation: Relation) -> None:
+    """A flow that is guided by a drawn number is one flow only to a network that sees the
+    number."""
+    scalars = context.scalars
+    learner = learning_calls(analysis.objective, case.prediction, case.target)[0]
+    reader = Reader(context, _Unread())
+    shown = [v for _, v in analysis.conditions(case, context) if not isinstance(v, str)]
+    kinds = analysis.objective.networks[learner.network].arguments
+    shown += [
+        reader.scalar(a)
+        for (_, kind), a in zip(kinds, learner.args, strict=True)
+        if kind is not Kind.STATE
+    ]
+    shown.append(reader.scalar(analysis.base(case).time))
+    seen = {i for x in shown for i in scalars.generators_in(x)}
+    drawn = {scalars.index(n) for n in analysis.objective.draws if scalars.has(n)}
+    used = {i for c in relation.values() for i in scalars.generators_in(c)}
+    if hidden := used & drawn - seen:
+        names = ", ".join(scalars.name_of(i) for i in sorted(hidden))
+        raise Singular(f"{learner.head} is not shown {names}, by which its flow is guided")
+
+
+class _Unread:
+    """No network is evaluated in a time or a condition."""
+
+    def value(self, call: object) -> State:
+        raise Undecided("a network inside a scalar")
 
 
 def _region(analysis: Analysis, case: Case) -> Region:

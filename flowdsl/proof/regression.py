@@ -54,7 +54,7 @@ def regress(
     assert case.target is not None
     value = reader.state(case.prediction, False) - reader.state(case.target, False)
     sorted_parts = parts(value, NOISES)
-    if sorted_parts.inside:
+    if not sorted_parts.affine:
         raise Undecided(
             "the network is evaluated at a state that depends on the conditional velocity"
         )

@@ -274,12 +274,27 @@ class Networks:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._value(call, owner, head)
+            if self.kind == "flow":
+                self._shown(call, known)
         if not call.live:
             return known
         test = self.context.calculus.function(
             (f"δ{self._name(owner, head)}", call.conditions), call.point, call.times
         )
         return known + test.scaled(self.context.scalars.generator(self.context.eta))
+
+    def _shown(self, call: Call, value: State) -> None:
+        """A network can only compute what it sees: state, times and conditions."""
+        scalars, series = self.context.scalars, self.context.series
+        seen = set(series.generators_in(call.point))
+        for shown in (*call.times, *(v for _, v in call.conditions if not isinstance(v, str))):
+            seen |= scalars.generators_in(shown)
+        drawn = {scalars.index(n) for n in self.context.objective.draws if scalars.has(n)}
+        hidden = (series.generators_in(value) & drawn) - seen
+        if hidden:
+            names = ", ".join(scalars.name_of(i) for i in sorted(hidden))
+            raise Undecided(f"{call.head} is not shown {names}, on which its target depends",
+                            call.node.span)  # fmt: skip
 
     def jumps(self, node: Evaluate) -> bool:
         """Is this an evaluation of the head by which a map jumps?"""

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.numbers import evaluate
+from flowdsl.proof.sample import learning_calls, live_calls
 from flowdsl.proof.state import Calculus, State
-from flowdsl.spec.core import Apply, Expr, Formal, Kind, Stop, rebuild
+from flowdsl.spec.core import (
+    Apply,
+    Evaluate,
+    Expr,
+    Formal,
+    Kind,
+    Stop,
+    number,
+    rebuild,
+    walk,
+)
+from flowdsl.spec.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis
@@ -18,6 +32,9 @@ if TYPE_CHECKING:
 
 #: The row's error (sum of squares), its detached copy, and the number of entries of a sample.
 ERROR, ERROR_STOPPED, ENTRIES = "error", "stop(error)", "entries"
+
+#: How the weight of a row changes with the row's own error.
+Course = Literal["constant", "falling", "growing", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +53,6 @@ class Weight:
 
 def weight_of(analysis: Analysis, case: Case) -> Weight:
     """The loss of a case. Raises `Undecided` when it is no function of the term's error."""
-    if case.target is None:
-        raise Undecided("a term that is minimised states no identity")
-    difference = Apply("sub", (case.prediction, case.target))
     scalars = analysis.loss_scalars
     calculus = Calculus(scalars, (), analysis.clock)
     context = Context(analysis.objective, scalars, calculus, Series(calculus), analysis.curricula,
@@ -49,7 +63,7 @@ def weight_of(analysis: Analysis, case: Case) -> Weight:
         "error": error, "mse": error / entries,
         "stop error": stopped, "stop mse": stopped / entries,
     })  # fmt: skip
-    value = reader.scalar(_marked(case.loss, difference, False))
+    value = reader.scalar(marked(case))
     slope = scalars.derivative(value, scalars.index(ERROR))
     names = {scalars.index(ERROR), scalars.index(ERROR_STOPPED)}
     own = bool(scalars.generators_in(slope) & names)
@@ -60,17 +74,25 @@ def weight_of(analysis: Analysis, case: Case) -> Weight:
     return Weight(together[0], together[1], own)
 
 
-def _marked(expr: Expr, difference: Expr, stopped: bool) -> Expr:
+def marked(case: Case) -> Expr:
     """The loss with its error written as a formal, told apart by whether gradient flows through
-    it."""
+    it. Raises `Undecided` for a term that is minimised."""
+    if case.target is None:
+        raise Undecided("a term that is minimised states no identity")
+    return _marked(case.loss, Apply("sub", (case.prediction, case.target)), False)
+
+
+def _marked(expr: Expr, difference: Expr, stopped: bool) -> Expr:
     prefix = "stop " if stopped else ""
     match expr:
         case Apply("sum_squares", (inner,)) if inner == difference:
             return Formal(f"{prefix}error", Kind.SCALAR)
         case Apply("mean_squares", (inner,)) if inner == difference:
             return Formal(f"{prefix}mse", Kind.SCALAR)
+        case Apply("norm", (inner,)) if inner == difference:
+            return Apply("sqrt", (Formal(f"{prefix}error", Kind.SCALAR),))
         case Stop(body):
-            return _marked(body, difference, True)
+            return Stop(_marked(body, difference, True))
     return rebuild(expr, lambda child: _marked(child, difference, stopped))
 
 
@@ -85,3 +107,77 @@ class _LossReader(Reader):
 class _NoNetwork:
     def value(self, call: object) -> State:
         raise Undecided("a network inside a loss")
+
+
+# the course of the weight, in numbers
+
+_ERRORS = tuple(10.0 ** (k / 2) for k in range(-8, 5))
+_STEP = 1e-4
+_COUNT = 64.0  #: entries of a sample
+
+
+def course(analysis: Analysis, case: Case) -> Course:
+    """How the weight changes with the row's own error, found by differences over six decades."""
+    try:
+        expr = _numbers_only(marked(case))
+        slopes = [_slope(analysis, expr, error) for error in _ERRORS]
+    except Undecided:
+        return "unknown"
+    steps = [(b - a) / (abs(a) + abs(b) + 1e-300) for a, b in pairwise(slopes)]
+    if all(abs(step) < 1e-3 for step in steps):
+        return "constant"
+    return "falling" if all(step < 1e-3 for step in steps) else "growing"
+
+
+def _numbers_only(expr: Expr) -> Expr:
+    """Sizes of the sample and networks count as some number."""
+    if isinstance(expr, Evaluate):
+        return number(0.5)
+    if isinstance(expr, Apply) and OPERATIONS[expr.op].shape in ("reduction", "batch"):
+        return number(0.7)
+    return rebuild(expr, _numbers_only)
+
+
+def _slope(analysis: Analysis, expr: Expr, error: float) -> float:
+    constants = {name: float(v) for name, v in analysis.objective.constants.items()}
+    draws = dict.fromkeys(analysis.objective.draws, 0.4)
+    moment = {"progress": 0.5, "step": 5e5, "steps": 1e6}
+    fixed = {"stop error": error, "stop mse": error / _COUNT}
+
+    def at(e: float) -> float:
+        return evaluate(
+            expr, {**draws, **constants, **moment, **fixed, "error": e, "mse": e / _COUNT}
+        )
+
+    return (at(error * (1 + _STEP)) - at(error * (1 - _STEP))) / (2 * _STEP * error)
+
+
+# gradient through the weight itself
+
+
+def moving_weights(analysis: Analysis, case: Case) -> list[Evaluate]:
+    """Where the loss, apart from its error, moves a head that the term teaches."""
+    objective = analysis.objective
+    taught = {
+        objective.origin(call.network, call.head)
+        for call in learning_calls(objective, case.prediction, case.target)
+    }
+    found = live_calls(objective, marked(case))
+    return [n for n in found if objective.origin(n.network, n.head) in taught]
+
+
+def moves_without_error(analysis: Analysis, case: Case) -> bool:
+    """Does such a head still move where the error is zero? (A penalty that is added, not a
+    factor.)"""
+    scalars = analysis.loss_scalars
+    try:
+        value = analysis.weight(case).value
+        rest = scalars.substitute(value, scalars.index(ERROR), scalars.zero)
+    except Undecided:
+        return True
+    moving = set(moving_weights(analysis, case))
+    opaques = scalars.opaques
+    return any(
+        isinstance(key := opaques.get(i), Expr) and any(n in moving for n in walk(key))
+        for i in scalars.generators_in(rest)
+    )
