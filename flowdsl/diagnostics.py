@@ -52,6 +52,17 @@ class Span:
     def text(self) -> str:
         return self.source.text[self.start : self.end]
 
+    def as_dict(self) -> dict[str, object]:
+        """Where it is, as plain data: lines and columns from 1, the end not included."""
+        end_line, end_column = self.source.place(self.end)
+        return {
+            "file": self.source.name,
+            "line": self.line,
+            "column": self.column,
+            "end_line": end_line,
+            "end_column": end_column,
+        }
+
     def to(self, other: Span) -> Span:
         """The smallest span that holds both."""
         return Span(self.source, min(self.start, other.start), max(self.end, other.end))
@@ -62,7 +73,8 @@ class Diagnostic:
     """One message: what is wrong, where, what was found and required, what is left over, one hint.
 
     `code` is the name of the stage or check that speaks (`syntax`, `identity`, …). `facts` are
-    aligned rows such as `("left over", "2 * (t - r) * d/dt[u(z, t, r)]")`.
+    aligned rows such as `("left over", "2 * (t - r) * d/dt[u(z, t, r)]")`. `fix` is the hint as
+    replacements in the text, where it was tried and found to mend what is wrong.
     """
 
     code: str
@@ -72,27 +84,23 @@ class Diagnostic:
     facts: tuple[tuple[str, str], ...] = ()
     hint: str = ""
     severity: Severity = "error"
+    fix: tuple[tuple[Span, str], ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """The message as plain data, for `--json`."""
-        place = None
-        if self.span is not None:
-            end_line, end_column = self.span.source.place(self.span.end)
-            place = {
-                "file": self.span.source.name,
-                "line": self.span.line,
-                "column": self.span.column,
-                "end_line": end_line,
-                "end_column": end_column,
-            }
+        """The message as plain data, for `--json` (docs/json.md)."""
+        facts = dict(self.facts)
         return {
             "severity": self.severity,
             "code": self.code,
             "message": self.message,
-            "place": place,
+            "place": None if self.span is None else self.span.as_dict(),
             "label": self.label,
-            "facts": dict(self.facts),
+            "found": "" if self.span is None else self.span.text,
+            "required": facts.get("derived", facts.get("expected", "")),
+            "left_over": facts.get("left over", ""),
+            "facts": facts,
             "hint": self.hint,
+            "fix": [{"place": span.as_dict(), "text": text} for span, text in self.fix],
         }
 
 

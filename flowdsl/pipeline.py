@@ -108,20 +108,25 @@ def parse(source: Source) -> Tree:
     return parser().parse(source)
 
 
-def merged(tree: Tree) -> Tree:
-    """The tree with everything it inherits by `extends`."""
+def merged(tree: Tree, instead: Source | None = None) -> Tree:
+    """The tree with everything it inherits by `extends`.
+
+    `instead` is read in the place of the inherited text of the same name.
+    """
 
     def find(name: str, child: Tree) -> Tree:
         here = Path(child.source.name).parent
-        return parse(find_source(name, here if here.is_dir() else None))
+        found = find_source(name, here if here.is_dir() else None)
+        return parse(instead if instead is not None and instead.name == found.name else found)
 
     return merge_ancestors(tree, find, all_clauses())
 
 
-def typed(tree: Tree) -> Objective:
-    """Syntax tree -> typed objective."""
+def typed(tree: Tree, instead: Source | None = None) -> Objective:
+    """Syntax tree -> typed objective; `instead` as in `merged`."""
     try:
-        return resolve(merged(tree), all_clauses(), prelude(), parse_rule, _derive_target)
+        whole = merged(tree, instead)
+        return resolve(whole, all_clauses(), prelude(), parse_rule, _derive_target)
     except RecursionError:
         raise fail(
             "resolve",
@@ -160,6 +165,18 @@ def checked(
     from flowdsl.checks import check
 
     return check(objective, only=only, time_limit=time_limit, find=load)
+
+
+def explained(report: Report, tree: Tree, *, seconds: float = 1.0) -> Report:
+    """The report, its failures with hints that were tried and proved; in so much processor time."""
+    from flowdsl.repair import Search, explained
+
+    def revise(source: Source) -> Objective:
+        if source.name == tree.source.name:
+            return typed(parse(source))
+        return typed(tree, source)
+
+    return explained(report, Search(typed(tree), merged(tree), revise, parse_rule, seconds))
 
 
 def certified(objective: Objective) -> CertificateReport:

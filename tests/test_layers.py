@@ -25,14 +25,15 @@ MAY = {
     "proof": READS,
     "identities": (*READS, "proof"),
     "checks": (*READS, "proof", "identities"),
+    "repair": (*READS, "clauses", "proof", "identities", "checks"),
     "ir": READS,
     "passes": (*READS, "ir"),
     "emit": (*READS, "ir", "passes", "runtime"),
     "exact": ("diagnostics", "runtime"),
     "certify": (*READS, "checks", "exact"),  # independent of the proof: no calculus
     "runtime": ("diagnostics", "exact"),
-    "pipeline": (*READS, "clauses", "proof", "identities", "checks", "ir", "passes", "emit",
-                 "certify", "exact", "runtime"),
+    "pipeline": (*READS, "clauses", "proof", "identities", "checks", "repair", "ir", "passes",
+                 "emit", "certify", "exact", "runtime"),
     "api": ("pipeline", *READS, "checks", "passes", "runtime"),
     "cli": ("pipeline", "api", *READS, "clauses", "checks", "passes", "emit", "runtime"),
 }  # fmt: skip

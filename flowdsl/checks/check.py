@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from flowdsl.checks.report import Verdict
+from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import SYMBOLS, Case, negated
 from flowdsl.proof.errors import Undecided
@@ -44,20 +45,33 @@ def per_case(
         try:
             cases = analysis.cases(term)
         except Undecided as undecided:
-            verdicts.append(Verdict(check, "undecided", undecided.reason, term.name))
+            stuck = Verdict(check, "undecided", undecided.reason, term.name)
+            verdicts.append(undecided_at(stuck, term))
             continue
         found: list[tuple[Case, Verdict]] = []
         for case in cases:
             begin = time.perf_counter()
+            verdict: Verdict | None
             try:
                 verdict = decide(case)
             except Undecided as undecided:
                 verdict = Verdict(check, "undecided", undecided.reason)
             if verdict is not None:
+                if verdict.status == "undecided":
+                    verdict = undecided_at(verdict, term)
                 seconds = time.perf_counter() - begin
                 found.append((case, replace(verdict, term=term.name, seconds=seconds)))
         verdicts += merged(analysis, found)
     return verdicts
+
+
+def undecided_at(verdict: Verdict, term: Term) -> Verdict:
+    """The verdict with a message that points to its term, where it has none."""
+    if verdict.diagnostic is not None:
+        return verdict
+    message = f"not decided: {verdict.message}"
+    hint = "`flowdsl check --certify` measures what cannot be proved"
+    return replace(verdict, diagnostic=Diagnostic(verdict.check, message, term.span, hint=hint))
 
 
 def merged(analysis: Analysis, found: list[tuple[Case, Verdict]]) -> list[Verdict]:

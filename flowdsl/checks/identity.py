@@ -7,12 +7,13 @@ from itertools import combinations
 from flowdsl.checks.check import Check, per_case
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
-from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.cases import Case
 from flowdsl.proof.derive import derived_text
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
-from flowdsl.proof.judge import Finding, judge
+from flowdsl.proof.interpret import Reader
+from flowdsl.proof.judge import Finding, judge, times_of
 from flowdsl.proof.numeric import witness
 from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.show import Printer, times
@@ -120,16 +121,35 @@ def _wrong(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -
         facts.append(("learns", solution))
     else:
         message = "the target is not what the map implies"
-    derived = derived_text(analysis)
+    straight = _on_diagonal(analysis, case, finding.study)
+    derived = "" if straight else derived_text(analysis)
     if derived:
         facts.append(("derived", derived))
     example = witness(analysis, finding.study, finding.left)
     facts.append(("left over", left + (f"      {example}" if example else "")))
     diagnostic = Diagnostic(
         NAME, message, case.target.span or case.term.span, "here" if case.target.span else "",
-        tuple(facts), "write the derived target" if derived else "",
+        tuple(facts),
+        "write the derived target" if derived else
+        "where its times are equal the network is the velocity" if straight else "",
     )  # fmt: skip
     return Verdict(NAME, status, message, left_over=left, diagnostic=diagnostic)
+
+
+def _on_diagonal(analysis: Analysis, case: Case, study: Study) -> bool:
+    """Are the times equal wherever a network is evaluated?"""
+    reader = Reader(study.context, study.networks, study.row)
+    calls = learning_calls(analysis.objective, case.prediction, case.target)
+    if not analysis.objective.maps or not calls:
+        return False
+    try:
+        return all(
+            study.networks.jumps(call) and start == end
+            for call in calls
+            for start, end in (times_of(study, reader, call),)
+        )
+    except (Undecided, KeyError):
+        return False
 
 
 def holds(analysis: Analysis, case: Case, names: frozenset[str]) -> bool:

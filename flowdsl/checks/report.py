@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from flowdsl.diagnostics import Diagnostic
@@ -95,9 +95,16 @@ class Report:
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """The messages that come with the verdicts, each once."""
-        found = dict.fromkeys(v.diagnostic for v in self.verdicts if v.diagnostic is not None)
-        return tuple(found)
+        """The messages that come with the verdicts; one message for all rows of one mistake."""
+        groups: dict[object, list[Verdict]] = {}
+        for verdict in self.verdicts:
+            shown = verdict.diagnostic
+            if shown is not None:
+                code = "" if verdict.status == "undecided" else shown.code  # told by the first
+                key = (code, verdict.term, shown.span, shown.label, shown.hint,
+                       shown.severity)  # fmt: skip
+                groups.setdefault(key, []).append(verdict)
+        return tuple(dict.fromkeys(of_rows(members) for members in groups.values()))
 
     @property
     def seconds(self) -> float:
@@ -128,6 +135,39 @@ class Report:
         head = ("check", "term", "rows", "verdict", "reason")
         rows = [(v.check, v.term, v.case, v.shown, v.reason) for v in self.verdicts]
         return _table([head, *rows])
+
+
+def of_rows(members: list[Verdict]) -> Diagnostic:
+    """The message of verdicts on several kinds of rows: each fact with its rows, the shortest
+    first.
+
+    Facts that all rows share are told once. A refutation gives the headline before a bias does.
+    """
+    ranked = sorted(members, key=lambda v: v.status != "refuted")
+    told = [(v, v.diagnostic) for v in ranked if v.diagnostic is not None]
+    facts: dict[str, dict[str, list[str]]] = {}  # name -> value -> rows
+    for verdict, diagnostic in told:
+        for name, value in diagnostic.facts:
+            facts.setdefault(name, {}).setdefault(value, []).append(verdict.case)
+    first = told[0][1]
+    if all(d.facts == first.facts for _, d in told):
+        rows = "; ".join(dict.fromkeys(v.case for v, _ in told))
+        extra = () if rows in ("", "all") or not first.facts else (("on rows", rows),)
+        return replace(first, facts=(*first.facts, *extra))
+    first_told = ("learns", "derived", "left over")
+    order = sorted(facts, key=lambda n: first_told.index(n) if n in first_told else 9)
+    return replace(first, facts=tuple((n, _by_rows(facts[n], len(told))) for n in order))
+
+
+def _by_rows(values: dict[str, list[str]], count: int) -> str:
+    """One value on all rows, or a line for each with its rows."""
+    if len(values) == 1:
+        ((value, rows),) = values.items()
+        if len(rows) == count:
+            return value
+    lines = [(value, "; ".join(dict.fromkeys(rows))) for value, rows in values.items()]
+    lines.sort(key=lambda line: len(line[0]))
+    return "\n".join(f"{value}      on {rows}" for value, rows in lines)
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:

@@ -47,8 +47,11 @@ def check_specs(
     output: list[dict[str, object]] = []
     for spec in specs:
         try:
-            objective = pipeline.load(spec)
+            tree = pipeline.parse(pipeline.find_source(spec))
+            objective = pipeline.typed(tree)
             report = pipeline.checked(objective, only=only, time_limit=limit)
+            if not report.ok:
+                report = pipeline.explained(report, tree)
             if certify:
                 report = report.with_certificate(pipeline.certified(objective))
         except DiagnosticError as error:

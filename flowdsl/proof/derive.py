@@ -349,4 +349,6 @@ def derived_text(analysis: Analysis) -> str:
         return ""
     target = found.target
     body = target.body if isinstance(target, Stop) else target
-    return f"{found.prediction_text} = {found.notation().text(body)}      {found.identity} identity"
+    whose = "start" if found.identity == "eulerian" else "end"
+    law = f"{found.identity.capitalize()} identity, {whose} time {found.moving}"
+    return f"{found.prediction_text} = {found.notation().text(body)}      {law}"

@@ -59,6 +59,11 @@ def format_expression(expression: Expression) -> str:
     return _show(expression, _OR)
 
 
+def binding_strength(expression: Expression) -> int:
+    """How tightly an expression binds: what binds less needs brackets in its place."""
+    return _render(expression)[1]
+
+
 def with_rows(text: str, rows: Expression | None) -> tuple[str, ...]:
     """A line's text, followed by its `on` condition if it has one."""
     return (text,) if rows is None else (text, f"on {format_expression(rows)}")
