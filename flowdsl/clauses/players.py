@@ -40,28 +40,69 @@ def _player(span: Span, children: list[object]) -> Line:
 
 
 def _enter(scope: Scope, lines: Sequence[Line]) -> None:
-    terms = {term.name: term for term in scope.term_lines}
-    groups = {term.group for term in scope.term_lines}
+    taught: dict[str, str] = {}
     for line in lines:
         assert isinstance(line, PlayerLine)
         for network in line.networks:
-            if network not in scope.networks:
+            _learner(scope, line, network)
+            if network in taught:
                 raise fail(
                     "resolve",
-                    f"there is no network `{network}`",
+                    f"`{network}` learns with `{taught[network]}` and with `{line.name}`",
                     line.span,
-                    hint=did_you_mean(network, scope.networks),
+                    hint="one player owns a network, and may learn from several terms",
                 )
-        for term, _ in line.terms:
-            if term not in terms and term not in groups:
-                raise fail(
-                    "resolve",
-                    f"there is no term `{term}`",
-                    line.span,
-                    hint=did_you_mean(term, {*terms, *groups})
-                    or f"terms: {', '.join(sorted({*terms, *groups}))}",
-                )
-        scope.players.append(Player(line.name, line.networks, line.terms, line.span))
+            taught[network] = line.name
+        if any(line.name == player.name for player in scope.players):
+            raise fail("resolve", f"two players are called `{line.name}`", line.span)
+        scope.players.append(Player(line.name, line.networks, _played(scope, line), line.span))
+    for name, declared in scope.networks.items():
+        learns = not declared.frozen and declared.average_of is None
+        if lines and learns and name not in taught:
+            raise fail(
+                "resolve",
+                f"`{name}` learns with no player",
+                declared.span,
+                hint=f"give it to one under `players`, or declare it `{name}(…) frozen`",
+            )
+
+
+def _learner(scope: Scope, line: PlayerLine, name: str) -> None:
+    """Refuse what is no network, or none that learns."""
+    network = scope.networks.get(name)
+    if network is None:
+        raise fail(
+            "resolve",
+            f"there is no network `{name}`",
+            line.span,
+            hint=did_you_mean(name, scope.networks),
+        )
+    if network.frozen or network.average_of is not None:
+        why = "is frozen" if network.frozen else f"is an average of `{network.average_of}`"
+        raise fail("resolve", f"`{name}` {why}, so it learns nothing", line.span)
+
+
+def _played(scope: Scope, line: PlayerLine) -> tuple[tuple[str, int], ...]:
+    """The terms by name, with their rhythm. A group stands for all of its terms; a term that is
+    named itself has its own rhythm.
+    """
+    groups: dict[str, list[str]] = {}
+    for term in scope.term_lines:
+        groups.setdefault(term.group, []).append(term.name)
+    names = [term.name for term in scope.term_lines]
+    rhythm: dict[str, int] = {}
+    for name, every in line.terms:
+        if name not in groups and name not in names:
+            known = {*names, *groups}
+            raise fail(
+                "resolve",
+                f"there is no term `{name}`",
+                line.span,
+                hint=did_you_mean(name, known) or f"terms: {', '.join(sorted(known))}",
+            )
+        rhythm |= dict.fromkeys(groups.get(name, ()), every)
+    rhythm |= {name: every for name, every in line.terms if name in names and name not in groups}
+    return tuple((name, rhythm[name]) for name in names if name in rhythm)
 
 
 CLAUSES = (

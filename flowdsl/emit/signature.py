@@ -14,6 +14,7 @@ from flowdsl.runtime.contract import (
     Condition,
     NetworkSignature,
     ObjectiveSignature,
+    PlayerSignature,
 )
 from flowdsl.spec.core import Expr, Formal, Kind
 from flowdsl.spec.objective import Network, Objective
@@ -41,6 +42,7 @@ def signature(objective: Objective) -> ObjectiveSignature:
         ),
         constants={name: float(value) for name, value in objective.constants.items()},
         shares=tuple(static_shares(objective).values()),
+        players=tuple(PlayerSignature(p.name, p.networks, p.terms) for p in objective.players),
         fixed_start=None if flow is None else _fixed(objective, flow.start),
         fixed_end=None if flow is None else _fixed(objective, flow.end),
         integrator="euler" if predicts_velocity(objective) else "ddim",

@@ -62,6 +62,15 @@ class Share:
 
 
 @dataclass(frozen=True)
+class PlayerSignature:
+    """Who learns what: these networks, from these terms, each at every so-many-th step."""
+
+    name: str
+    networks: tuple[str, ...]
+    terms: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
 class ObjectiveSignature:
     """One compiled objective, as the runtime sees it.
 
@@ -80,6 +89,8 @@ class ObjectiveSignature:
     conditions: tuple[Condition, ...] = ()
     constants: dict[str, float] = field(default_factory=dict)
     shares: tuple[Share, ...] = ()
+    #: Empty: one player, who owns every learned network and learns from every term.
+    players: tuple[PlayerSignature, ...] = ()
     #: For a map with a fixed end (consistency models): the only end it can jump to, else None.
     fixed_end: float | None = None
     #: For a map with a fixed start: the only time it can jump from, so that it makes one step.

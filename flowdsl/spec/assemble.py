@@ -42,7 +42,7 @@ def resolve(
     """
     scope = Scope(tree, clauses, functions, parse_rule)
     by_keyword = {clause.keyword: clause for clause in clauses}
-    for section in tree.sections:
+    for section in sorted(tree.sections, key=lambda s: by_keyword[s.keyword].place):
         by_keyword[section.keyword].enter(scope, section.lines)
     _no_clashes(scope)
     resolver = Resolver(scope)

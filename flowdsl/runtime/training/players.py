@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,42 @@ from flowdsl.runtime.training.config import OptimizerConfig, TrainConfig
 
 @dataclass(frozen=True)
 class Player:
-    """The networks in `roles` learn the terms in `terms` (None: all), at every `every`-th step."""
+    """The networks in `roles` learn the terms in `terms` (None: all), at every `every`-th step.
+
+    `rhythm` holds terms that this player learns more rarely, at every so-many-th of all steps.
+    """
 
     name: str
     roles: tuple[str, ...]
     terms: tuple[str, ...] | None = None
     every: int = 1
+    rhythm: Mapping[str, int] = field(default_factory=dict)
+
+    def due(self, step: int) -> tuple[str, ...] | None:
+        """The terms to learn from at a step (None: all); empty when it is not this player's turn.
+
+        A player whose terms all rest does not step: its optimiser's moments do not move either.
+        """
+        if step % self.every:
+            return ()
+        if self.terms is None:
+            return None
+        return tuple(term for term in self.terms if step % self.rhythm.get(term, 1) == 0)
 
 
-def single_player(signature: ObjectiveSignature) -> tuple[Player, ...]:
-    """One player for every learned network and every term."""
-    return (Player("all", tuple(network.name for network in signature.learned)),)
+def players_of(signature: ObjectiveSignature) -> tuple[Player, ...]:
+    """The players that a spec names, or one for every learned network and every term."""
+    if not signature.players:
+        return (Player("all", tuple(network.name for network in signature.learned)),)
+    return tuple(
+        Player(
+            player.name,
+            player.networks,
+            tuple(term for term, _ in player.terms),
+            rhythm={term: every for term, every in player.terms if every != 1},
+        )
+        for player in signature.players
+    )
 
 
 class Learner:
@@ -97,5 +122,6 @@ def check_players(players: Sequence[Player], signature: ObjectiveSignature) -> N
             if term not in signature.terms:
                 hint = did_you_mean(term, signature.terms)
                 raise fail("players", f'{player.name}: there is no term "{term}"', hint=hint)
-        if player.every < 1:
-            raise fail("players", f"{player.name} learns every {player.every} steps", hint=">= 1")
+        for every in (player.every, *player.rhythm.values()):
+            if every < 1:
+                raise fail("players", f"{player.name} learns every {every} steps", hint=">= 1")

@@ -17,7 +17,7 @@ from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.directory import RunDirectory
 from flowdsl.runtime.training.guard import Guard
 from flowdsl.runtime.training.log import Window
-from flowdsl.runtime.training.players import Learner, Player, check_players, single_player
+from flowdsl.runtime.training.players import Learner, Player, check_players, players_of
 
 
 class TrainState:
@@ -36,7 +36,7 @@ class TrainState:
         self.bound.to(device)
         self.bound.train()
         self.networks: dict[str, nn.Module] = dict(self.bound.networks.items())
-        players = single_player(loss.signature) if players is None else players
+        players = players_of(loss.signature) if players is None else players
         check_players(players, loss.signature)
         self.learners = [Learner(player, self.networks, config) for player in players]
         learned = {n.name: self.networks[n.name] for n in loss.signature.learned}

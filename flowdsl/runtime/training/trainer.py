@@ -173,14 +173,21 @@ class Trainer:
             step=step,
             steps=config.steps,
         )
-        turns = [one for one in state.learners if step % one.player.every == 0]
-        moved = [self._turn(learner, step, batch, draws) for learner in turns]
+        turns = [(one, one.player.due(step)) for one in state.learners]
+        moved = [self._turn(one, terms, step, batch, draws) for one, terms in turns if terms != ()]
         if any(moved):
             state.bound.update_averages()
             for average in state.averages:
                 average.update(state.networks, step)
 
-    def _turn(self, learner: Learner, step: int, batch: Batch, draws: dict[str, Tensor]) -> bool:
+    def _turn(
+        self,
+        learner: Learner,
+        due: tuple[str, ...] | None,
+        step: int,
+        batch: Batch,
+        draws: dict[str, Tensor],
+    ) -> bool:
         """Loss, gradient and optimiser step of one player; False when the step was skipped."""
         state = self.state
         for other in state.learners:
@@ -193,7 +200,7 @@ class Trainer:
                 progress=step / self.config.steps,
                 step=step,
                 steps=self.config.steps,
-                terms=learner.player.terms,
+                terms=due,
             )
         value.backward()  # type: ignore[no-untyped-call]
         norm = learner.clip()
