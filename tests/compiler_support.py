@@ -4,6 +4,7 @@ gradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -137,6 +138,8 @@ def error(found: Outcome, expected: Outcome) -> float:
     scale = max(float(g.norm()) for g in expected.gradients.values())
     for name, gradient in expected.gradients.items():
         difference = float((found.gradients[name] - gradient).norm())
+        if math.isnan(difference):  # which compares as smaller than anything
+            return math.inf
         worst = max(worst, difference / max(scale, 1e-3))
     return worst
 

@@ -334,6 +334,19 @@ def test_extends_replaces_names_and_whole_headings() -> None:
     assert pipeline.load("trajectory_flow_matching").claims == ()  # claims are never inherited
 
 
+def test_a_heading_alone_drops_what_is_inherited_under_it() -> None:
+    changed = pipeline.load_text(
+        "objective x extends meanflow\nconditions\nguidance\nconstants\n"
+        "rows\nrows diagonal ~ bernoulli(0.5)\nnetwork u(z, t, r)\n"
+        "differentiate t along velocity\ntarget match u(z, t, r) to velocity"
+    )
+    assert set(changed.draws) == {"diagonal", "t", "r"}
+    assert changed.constants == {}
+    assert "guided" not in changed.definitions
+    kept = pipeline.load_text("objective x extends meanflow\nrows diagonal ~ bernoulli(0.5)")
+    assert set(kept.draws) == {"diagonal", "dropped", "t", "r"}
+
+
 def test_a_call_with_a_bar_replaces_networks_states_and_conditions() -> None:
     tvm = pipeline.load_text(
         "objective x extends tvm\n"

@@ -31,11 +31,29 @@ def lay_out(text: str, indent: int = 0, width: int = WIDTH) -> list[str]:
             head + body[: start + 1], body[start + 1 : end], body[end:], indent, width
         )
     if head:
-        return _split_group(f"{head}(", body, ")", indent, width)
+        broken = _broken_inside(head, body, indent, width)
+        return broken or _split_group(f"{head}(", body, ")", indent, width)
     pieces = _pieces(body, _operators(body))
     if len(pieces) == 1:
         return [pad + text]
     return [line for piece in pieces for line in lay_out(piece, indent, width)]
+
+
+def _broken_inside(head: str, body: str, indent: int, width: int) -> list[str]:
+    """Two operands, the first beginning or the last ending with brackets: these hold the break.
+
+    No lines if they would be too long all the same.
+    """
+    groups = _top_groups(body)
+    outer = groups and (groups[0][0] == 0 or groups[-1][1] == len(body) - 1)
+    if len(_operators(body)) != 1 or not outer:
+        return []
+    nexts = [*(a + 1 for a, _ in groups[1:]), len(body)]
+    for (a, b), after in zip(groups, nexts, strict=True):
+        if b > a + 1 and indent + len(head) + after > width:
+            lines = _split_group(head + body[: a + 1], body[a + 1 : b], body[b:], indent, width)
+            return lines if max(map(len, lines)) <= width else []
+    return []
 
 
 def _statement(text: str) -> tuple[str, str]:

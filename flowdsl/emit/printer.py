@@ -130,7 +130,8 @@ class Printer:
         if node.op in _INFIX:
             return self._infix(at, node, state)
         if node.op == "neg":
-            return f"-{self.text(node.inputs[0], POWER, state)}", SIGN
+            # more than an atom in brackets, as the formatter writes -(t**2)
+            return f"-{self.text(node.inputs[0], ATOM, state)}", SIGN
         if node.op == "pow":
             base, exponent = node.inputs
             return _power(self.text(base, ATOM, state), self.text(exponent, SIGN, state)), POWER

@@ -40,6 +40,8 @@ def _lay_over(base: Tree, tree: Tree, clauses: Sequence[Clause]) -> Tree:
         own = [s for s in tree.sections if s.keyword == clause.keyword]
         inherited = [s for s in base.sections if s.keyword == clause.keyword]
         lines: list[Line] = []
+        if any(not s.lines for s in own):
+            inherited = []  # a heading alone on its line drops what would be inherited under it
         if clause.merge == "names":
             kept = (x for s in inherited for x in s.lines)
             lines = [x for x in kept if not bound.intersection(x.names())]

@@ -20,11 +20,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tests.reference.plain import Result, adaptive, given_label, mean_squares, null_of, pad
+from tests.reference.plain import Result, adaptive, given_label, mean_squares, nowhere, null_of, pad
 
 
-def schedule(progress: float) -> float:
-    """`snap(1 - sigmoid(25 (progress - 1/2)), 0.005)`."""
+def schedule(progress: float, begin: float = 0.0, end: float = 1.0) -> float:
+    """`snap(1 - sigmoid(25 (progress - 1/2)), 0.005)`, of the progress between begin and end."""
+    progress = (progress - begin) / (end - begin)
     alpha = 1 - 1 / (1 + math.exp(-25 * (progress - 0.5)))
     if alpha < 0.005:
         return 0.0
@@ -48,17 +49,20 @@ def loss(
     offset: float = 1e-3,
     bound: float = 4.0,
     alpha: float | None = None,
+    squared: bool = False,
 ) -> Result:
     """Networks `u(z, t, r | label)`; draws `noise`, `t`, `r`, `diagonal`, `dropped`.
 
     `alpha` replaces the schedule's value; `power = 0` is the plain squared error (times alpha off
-    the diagonal).
+    the diagonal); `squared` is the sum of squares over alpha, as the paper's theory has it. Without
+    `dropped` no label is dropped.
     """
     u, noise = networks["u"], draws["noise"]
-    t, diagonal, dropped = draws["t"], draws["diagonal"], draws["dropped"]
+    t, diagonal = draws["t"], draws["diagonal"]
     r = torch.where(diagonal, t, draws["r"])
     alpha = schedule(progress) if alpha is None else alpha
     label = given_label(label, data)
+    dropped = draws.get("dropped", nowhere(data))
     shown = torch.where(dropped, null_of(label), label)
 
     z = (1 - pad(t, data)) * data + pad(t, data) * noise
@@ -86,7 +90,50 @@ def loss(
     goal = torch.where(pad(diagonal, data), guided, goal)
 
     error = mean_squares(u(z, t, r, label=shown) - goal.detach())
+    if squared:
+        over = torch.ones_like(t) if alpha == 0 else torch.full_like(t, 1 / alpha)
+        rows = torch.where(diagonal, torch.ones_like(t), over) * error * data[0].numel()
+        return rows.mean(), {"target": rows.mean().detach()}
     ones = torch.ones_like(t)
     weight = ones if alpha == 0 else torch.where(diagonal, ones, alpha * ones)
     value = (weight * adaptive(error, power, offset)).mean()
     return value, {"target": value.detach()}
+
+
+def plain(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+) -> Result:
+    """Without guidance: every label is shown, and the velocity is the conditional one."""
+    return loss(networks, data, draws, label, progress, omega=1.0, kappa=0.0)
+
+
+def in_theory(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+) -> Result:
+    """The squared error over alpha, without guidance and clipping."""
+    return loss(networks, data, draws, label, progress, kappa=0.0, bound=math.inf, squared=True)
+
+
+def largest(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+    *,
+    omega: float = 0.2,
+    kappa: float = 0.92,
+    lo: float = 0.0,
+    hi: float = 0.75,
+) -> Result:
+    """The recipe of the XL/2 network: alpha falls between 1/2 and 5/6 of the training."""
+    alpha = schedule(progress, 600 / 1200, 1000 / 1200)
+    return loss(networks, data, draws, label, omega=omega, kappa=kappa, lo=lo, hi=hi, alpha=alpha)

@@ -33,3 +33,18 @@ def loss(
     rows = mean_squares(v(z, t, label=label) - velocity)
     value = rows.mean()
     return value, {"target": value.detach()}
+
+
+def without_labels(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+) -> Result:
+    """Rectified flow: `v(z, t)`."""
+    del label, progress
+    noise, t = draws["noise"], draws["t"]
+    z = pad(t, data) * noise + (1 - pad(t, data)) * data
+    value = mean_squares(networks["v"](z, t) - noise + data).mean()
+    return value, {"target": value.detach()}

@@ -40,6 +40,23 @@ def loss(
     `power = 0` is the plain squared error; `sign = +1` is the well-known wrong target.
     """
     del progress
+    error = errors(networks, data, draws, label, omega, kappa, lo, hi, sign)
+    value = adaptive(error, power, offset).mean()
+    return value, {"target": value.detach()}
+
+
+def errors(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    omega: float,
+    kappa: float,
+    lo: float,
+    hi: float,
+    sign: float = -1.0,
+) -> Tensor:
+    """(batch,): the sum of squares of every row's residual."""
     u, noise = networks["u"], draws["noise"]
     t, diagonal, dropped = draws["t"], draws["diagonal"], draws["dropped"]
     r = torch.where(diagonal, t, draws["r"])
@@ -61,7 +78,27 @@ def loss(
         (guided, torch.ones_like(t), torch.zeros_like(r)),
     )
     target = (guided + sign * pad(t - r, data) * derivative).detach()
-    error = sum_squares(u(z, t, r, label=shown) - target)
+    return sum_squares(u(z, t, r, label=shown) - target)
 
-    value = adaptive(error, power, offset).mean()
+
+def without_labels(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+    *,
+    power: float = 0.75,
+    offset: float = 1e-3,
+) -> Result:
+    """The authors' CIFAR-10 code: `u(z, t, r)`, the conditional velocity in target and tangent."""
+    del label, progress
+    u, noise, t = networks["u"], draws["noise"], draws["t"]
+    r = draws["r"] if "q" not in draws else torch.minimum(t, draws["q"])
+    r = torch.where(draws["diagonal"], t, r)
+    z = (1 - pad(t, data)) * data + pad(t, data) * noise
+    tangents = (noise - data, torch.ones_like(t), torch.zeros_like(r))
+    _, derivative = torch.func.jvp(u, (z, t, r), tangents)
+    target = (noise - data - pad(t - r, data) * derivative).detach()
+    value = adaptive(sum_squares(u(z, t, r) - target), power, offset).mean()
     return value, {"target": value.detach()}

@@ -1,0 +1,53 @@
+"""Which reference belongs to which shipped objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from tests.reference import (
+    alphaflow,
+    diffusion,
+    flow_matching,
+    meanflow,
+    self_distillation,
+    shortcut,
+    trajectory_flow_matching,
+    tvm,
+    uaimf,
+)
+
+Reference = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+#: The loss of each objective, and constants to try beside the spec's own.
+REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
+    "flow_matching": (flow_matching.loss, {}),
+    "flow_matching_skewed": (flow_matching.loss, {}),
+    "rectified_flow": (flow_matching.without_labels, {}),
+    "ddpm": (diffusion.ddpm, {"last": 0.03}),
+    "vp_diffusion": (diffusion.variance_preserving, {"lo": 0.2, "hi": 10.0}),
+    "meanflow": (meanflow.loss, {"omega": 0.2, "kappa": 0.92, "hi": 0.8}),
+    "meanflow_random_diagonal": (meanflow.loss, {"omega": 0.6, "kappa": 0.1, "lo": 0.3}),
+    "meanflow_cifar": (meanflow.without_labels, {}),
+    "meanflow_cifar_wide": (meanflow.without_labels, {}),
+    "uaimf": (uaimf.loss, {"kappa": 0.3, "balance": 1.5, "gamma": 2.0}),
+    "uaimf_sampling": (uaimf.sampling, {"omega": 0.7, "balance": 1.1}),
+    "alphaflow": (alphaflow.loss, {"omega": 0.2, "kappa": 0.92, "lo": 0.1, "hi": 0.75}),
+    "alphaflow_plain": (alphaflow.plain, {}),
+    "alphaflow_squared": (alphaflow.in_theory, {}),
+    "alphaflow_xl": (alphaflow.largest, {"omega": 0.5, "lo": 0.2}),
+    "trajectory_flow_matching": (trajectory_flow_matching.loss, {"kappa": 0.3}),
+    "shortcut": (shortcut.loss, {}),
+    "tvm": (tvm.loss, {"w": 1.5}),
+    "lagrangian_self_distillation": (self_distillation.lagrangian, {}),
+    "eulerian_self_distillation": (self_distillation.eulerian, {}),
+    "progressive_self_distillation": (self_distillation.progressive, {}),
+    "progressive_self_distillation_midpoint": (self_distillation.progressive, {}),
+}
+
+
+def reference(name: str, constants: dict[str, float]) -> Reference:
+    """The reference of an objective with these constants."""
+    return partial(REFERENCES[name][0], **constants)
