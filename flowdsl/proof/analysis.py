@@ -22,6 +22,7 @@ from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.regression import regress
 from flowdsl.proof.sample import NOISES, Row, X, base_state, check_law, learning_calls
 from flowdsl.proof.scalars import Scalars
+from flowdsl.proof.siblings import Siblings
 from flowdsl.proof.state import Calculus, Rule, State
 from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
 from flowdsl.proof.variables import change_of_variables, scalars_of
@@ -108,6 +109,10 @@ class Analysis:
     @cached_property
     def guidance(self) -> Guidance:
         return Guidance()
+
+    @cached_property
+    def siblings(self) -> Siblings:
+        return Siblings()
 
     def share_with(self, other: Analysis) -> None:
         """Make the states of two objectives comparable: one field, one calculus, one small
@@ -218,7 +223,17 @@ class Analysis:
                             aliases=self.aliases)  # fmt: skip
         if kind != "free":
             networks.regression.update(self._regressed(case, context, networks))
+            networks.elsewhere = self._elsewhere(case, context)
         return networks
+
+    def _elsewhere(self, case: Case, context: Context) -> Callable[[State], State]:
+        """Puts in what other rows say about velocities at the place of this one."""
+
+        def rewritten(state: State) -> State:
+            time = Reader(context, _Nothing()).scalar(self.base(case).time)
+            return self.siblings.rewritten(self, case, context, state, time)
+
+        return rewritten
 
     def _needs(self, case: Case, body: Expr) -> bool:
         own = {n.network for n in walk(body) if isinstance(n, Evaluate)}
@@ -346,6 +361,8 @@ class Analysis:
             marginal = context.calculus.velocity(("flow", conditions), x, row.time)
         else:
             marginal = self._marginal(case, context, conditions, x, row.time)
+            if networks.elsewhere is not None:
+                marginal = networks.elsewhere(marginal)
         return self.row(case, context, networks, marginal)
 
     def _is_blind(self, case: Case, kind: str) -> bool:

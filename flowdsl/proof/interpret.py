@@ -8,7 +8,7 @@ coefficient of η is the variation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from flowdsl.proof.curriculum import Curricula
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
+from flowdsl.proof.moment import moment_of
 from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import Calculus, State
 from flowdsl.spec.core import (
@@ -74,7 +75,11 @@ class Solution(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """A network's head at a point; `live` when its parameters receive gradient here."""
+    """A network's head at a point; `live` when its parameters receive gradient here.
+
+    `moment` is the time of the point where its form tells it: what a network that is not shown
+    this time is taken to read off its state.
+    """
 
     network: str
     head: str
@@ -83,11 +88,15 @@ class Call:
     times: tuple[Element, ...]
     live: bool
     node: Evaluate
+    moment: Element | None = None
 
 
 class Sample(Protocol):
     """The random row: its path state is the symbol x, its data and noise follow from x and
     velocity."""
+
+    @property
+    def time(self) -> Element: ...
 
     def state(self, reader: Reader, node: PathState) -> State: ...
 
@@ -182,7 +191,7 @@ class Reader:
         """A network, or its derivative along tangents: the coefficient of e1 … ek."""
         context = self.context
         network = context.objective.networks[node.network]
-        point: State | None = None
+        point, moment = None, None
         times: list[Element] = []
         borrowed = [context.scalars.small() for _ in node.directions]
         try:
@@ -190,6 +199,7 @@ class Reader:
                 moves = [(e, d[k]) for e, d in zip(borrowed, node.directions, strict=True)]
                 if kind is Kind.STATE and point is None:
                     point = self._moved_state(arg, moves, live)
+                    moment = self.moment(arg, point, moves)
                 elif kind in (Kind.TIME, Kind.SCALAR):
                     times.append(self._moved_scalar(arg, moves))
                 else:
@@ -198,7 +208,7 @@ class Reader:
                 raise Undecided(f"{node.network} reads no state", node.span)
             learns = live and not network.frozen and network.average_of is None
             call = Call(node.network, node.head, self.conditions(node), point, tuple(times),
-                        learns, node)  # fmt: skip
+                        learns, node, moment)  # fmt: skip
             value = self.solution.value(call)
             for e in borrowed:
                 value = context.series.coefficient(value, e, 1)
@@ -216,6 +226,24 @@ class Reader:
                 step = self.context.scalars.generator(e)
                 point = point + self.state(tangent, live).scaled(step)
         return point
+
+    def moment(
+        self, arg: Expr, point: State, moves: Sequence[tuple[int, Expr | None]] = ()
+    ) -> Element | None:
+        """The time of a network's state argument, moved along tangents; None where it is not
+        known."""
+        if self.sample is None:
+            return None
+        if not isinstance(arg, PathState) or self.sample.state(self, arg).only() is not None:
+            return moment_of(self.context.calculus, point, {"x": self.sample.time})
+        moment = self.scalar(arg.time)
+        for e, tangent in moves:
+            if tangent is None:
+                continue
+            if tangent != PathVelocity(arg.path, arg.time, arg.data, arg.noise):
+                return None
+            moment = moment + self.context.scalars.generator(e)
+        return moment
 
     def _moved_scalar(self, arg: Expr, moves: list[tuple[int, Expr | None]]) -> Element:
         time = self.scalar(arg)

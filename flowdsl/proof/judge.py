@@ -189,7 +189,9 @@ def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Ele
     moments = [
         reader.scalar(a) for (_, k), a in zip(kinds, node.args, strict=True) if k is not Kind.STATE
     ]
-    return study.networks.maps[owner].times_of(moments, reader.conditions(node))
+    state = next(a for (_, k), a in zip(kinds, node.args, strict=True) if k is Kind.STATE)
+    moment = reader.moment(state, reader.state(state, False))
+    return study.networks.maps[owner].times_of(moments, reader.conditions(node), moment)
 
 
 # expansions

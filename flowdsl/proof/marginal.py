@@ -85,8 +85,8 @@ class Guidance:
             return
         if any(c == conditions and _compatible(region, r) for c, r, _ in self.found):
             return
-        equation = _equation(analysis, case, context, conditions, by_direction)
-        relation = None if equation is None else _solve(context, equation, conditions)
+        equation = equation_of(analysis, case, context, conditions, by_direction)
+        relation = None if equation is None else solved(context, equation, conditions)
         if relation is not None:
             _check_shown(analysis, case, context, relation)
             self.found.append((conditions, region, relation))
@@ -99,7 +99,7 @@ def _cases(analysis: Analysis, term: object) -> list[Case]:
         return []
 
 
-def _equation(
+def equation_of(
     analysis: Analysis,
     case: Case,
     context: Context,
@@ -109,6 +109,7 @@ def _equation(
     """What is zero at the truth, in the data's velocity and the flow's."""
     networks = analysis.networks(case, context, "flow")
     networks.marginal = lambda c, p, t: context.calculus.velocity(data_field(c), p, t)
+    networks.elsewhere = None
     x = context.calculus.symbol(X)
     time = analysis.row(case, context, networks, x).time
     row = analysis.row(case, context, networks, networks.marginal(conditions, x, time))
@@ -131,7 +132,7 @@ def _equation(
     return None if not sorted_parts.affine else sorted_parts.mean
 
 
-def _solve(context: Context, equation: State, conditions: Conditions) -> Relation | None:
+def solved(context: Context, equation: State, conditions: Conditions) -> Relation | None:
     """V = Σ c_k v_k from an equation between velocities at one place, or None."""
     own: Element = context.scalars.zero
     others: Relation = {}

@@ -27,14 +27,14 @@ class _Unknown:
 
     context: Context
     head: str
-    place: int
+    place: int | None
 
     def value(self, call: Call) -> State:
         _, head = self.context.objective.origin(call.network, call.head)
         if head != self.head:
             raise Undecided(f"it is not known what {head} computes at the truth", call.node.span)
         # what it is shown beside its state's time has no part in a conditional mean
-        moment = (call.times[self.place],)
+        moment = () if self.place is None else (call.times[self.place],)
         return self.context.calculus.function(("unknown", ()), call.point, moment)
 
 
@@ -75,11 +75,9 @@ def regress(
     return Regression(time, index, scalars.divide(-p, own), scalars.divide(-q, own), place)
 
 
-def _place(analysis: Analysis, case: Case, learner: Evaluate) -> int:
-    """Which of the times that the network reads is that of the row's state."""
+def _place(analysis: Analysis, case: Case, learner: Evaluate) -> int | None:
+    """Which of the times that the network reads is that of the row's state; None where none is."""
     kinds = analysis.objective.networks[learner.network].arguments
     times = [a for (_, k), a in zip(kinds, learner.args, strict=True) if k is not Kind.STATE]
     moment = analysis.base(case).time
-    if moment not in times:
-        raise Undecided(f"{learner.network} does not read the time of its state", learner.span)
-    return times.index(moment)
+    return times.index(moment) if moment in times else None

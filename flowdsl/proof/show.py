@@ -182,9 +182,11 @@ class Printer:
         plain = Evaluate(node.network, node.head, node.args, node.conditions)
         own = study.networks.maps[node.network]
         moments = tuple(reader.scalar(a) for a in node.args if self._is_time(a))
-        point = next(reader.state(a, False) for a in node.args if not self._is_time(a))
+        argument = next(a for a in node.args if not self._is_time(a))
+        point = reader.state(argument, False)
+        moment = reader.moment(argument, point)
         conditions = reader.conditions(plain)
-        start, end = own.times_of(moments, conditions)
+        start, end = own.times_of(moments, conditions, moment)
         velocity = study.networks.velocity(conditions, point, start)
         e = scalars.small()
         try:
@@ -192,9 +194,10 @@ class Printer:
 
             def slope(dp: State, steps: tuple[Element, ...]) -> State:
                 moved = tuple(t + s * step for t, s in zip(moments, steps, strict=True))
+                there = point + dp.scaled(step)
                 value = study.networks.value(
-                    Call(node.network, node.head, conditions, point + dp.scaled(step), moved, False,
-                         plain)
+                    Call(node.network, node.head, conditions, there, moved, False, plain,
+                         reader.moment(node, there))
                 )  # fmt: skip
                 return context.series.coefficient(value, e, 1)
 
@@ -202,7 +205,7 @@ class Printer:
             count = len(moments)
             first = tuple(one if k == 0 else none for k in range(count))
             value = study.networks.value(
-                Call(node.network, node.head, conditions, point, moments, False, plain)
+                Call(node.network, node.head, conditions, point, moments, False, plain, moment)
             )
             name = self.call_text(node)
             t, v = self._time_name(node, 0), self.state(velocity)
@@ -232,8 +235,12 @@ class Printer:
         return self.analysis.objective.kind(expr) is not Kind.STATE
 
     def _time_name(self, node: Evaluate, place: int) -> str:
-        shown = [self.expression(a) for a in node.args if self._is_time(a)]
-        return shown[place] if shown[place].isidentifier() else f"({shown[place]})"
+        argument = [a for a in node.args if self._is_time(a)][place]
+        parts = set(walk(argument))
+        moments = [n.time for a in node.args for n in walk(a) if isinstance(n, PathState)]
+        shown = next((m for m in moments if m in parts), argument)  # of `t - r` the state's time
+        text = self.expression(shown)
+        return text if text.isidentifier() else f"({text})"
 
     def call_text(self, node: Evaluate) -> str:
         """`u(z, t, r)` as the spec would write it."""

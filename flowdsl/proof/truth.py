@@ -151,9 +151,15 @@ class MapNetwork:
         return next(k for k, (_, kind) in enumerate(network.arguments) if kind is Kind.STATE)
 
     def times_of(
-        self, arguments: Sequence[Element], conditions: Conditions
+        self,
+        arguments: Sequence[Element],
+        conditions: Conditions,
+        moment: Element | None = None,
     ) -> tuple[Element, Element]:
-        """The map's start and end at which its network would see these times."""
+        """The map's start and end at which its network would see these times.
+
+        Where they do not tell, the start is `moment`, the time of the state that the network sees.
+        """
         scalars, flow_map = self.context.scalars, self.shape.flow_map
         place = self._state_place
         shown = [arg for k, arg in enumerate(self.shape.call.args) if k != place]
@@ -181,6 +187,15 @@ class MapNetwork:
                                 self.shape.call.span)  # fmt: skip
             rows.append((slopes, value - rest))
         self._solve(names, found, rows)
+        if len(found) < len(names) and moment is not None and self.shape.has_start:
+            self.context.notes.add(hidden_time(self.shape.call.network))
+            found[names[0]] = moment
+            self._solve(names, found, rows)
+        if len(found) < len(names):
+            raise Undecided(
+                f"{self.shape.call.network} does not see enough to tell the map's times apart",
+                self.shape.call.span,
+            )
         ends = []
         for formal in (flow_map.start, flow_map.end):
             if isinstance(formal, Formal):
@@ -210,15 +225,10 @@ class MapNetwork:
                     found[names[k]] = self.context.scalars.divide(value - known, slopes[k])
                     progress = True
                     break
-        if len(found) < len(names):
-            raise Undecided(
-                f"{self.shape.call.network} does not see enough to tell the map's times apart",
-                self.shape.call.span,
-            )
 
     def solve(self, call: Call, landing: Landing) -> State:
         """The network's value for which the map lands where `landing` says."""
-        start, end = self.times_of(call.times, call.conditions)
+        start, end = self.times_of(call.times, call.conditions, call.moment)
         _, b = self.coefficients(start, end, call.conditions)
         if b:
             return self._quotient(call, start, end, landing)
@@ -266,14 +276,18 @@ class Networks:
     marginal: Marginal  # the velocity of the data under conditions: what teachers know
     regression: dict[str, Regression] = field(default_factory=dict)  # by head
     aliases: dict[str, str] = field(default_factory=dict)  # names shared with another objective
+    elsewhere: Callable[[State], State] | None = None  # velocities that other rows determine
     _known: dict[object, State] = field(default_factory=dict)
 
     def value(self, call: Call) -> State:
         owner, head = self.context.objective.origin(call.network, call.head)
-        key = (owner, head, call.conditions, call.point, call.times)
+        key = (owner, head, call.conditions, call.point, call.times, call.moment)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._value(call, owner, head)
+            known = self._value(call, owner, head)
+            if self.elsewhere is not None and call.conditions:
+                known = self.elsewhere(known)
+            self._known[key] = known
             if self.kind == "flow":
                 self._shown(call, known)
         if not call.live:
@@ -351,11 +365,15 @@ class Regression:
     index: int | None
     p: Element
     q: Element
-    place: int = 0  # which of the times it reads is that of its state
+    place: int | None = 0  # which of the times it reads is that of its state, if any is
 
     def value(self, networks: Networks, call: Call) -> State:
         scalars = networks.context.scalars
-        time = call.times[self.place]
+        time = call.moment if self.place is None else call.times[self.place]
+        if time is None:
+            raise Undecided("the time of the state is not known here", call.node.span)
+        if self.place is None:
+            networks.context.notes.add(hidden_time(call.network))
         p, q = self.p, self.q
         if time != self.time:
             if self.index is None:
@@ -363,6 +381,11 @@ class Regression:
             p, q = (scalars.substitute(x, self.index, time) for x in (p, q))
         velocity = networks.velocity(call.conditions, call.point, time)
         return call.point.scaled(p) + velocity.scaled(q)
+
+
+def hidden_time(network: str) -> str:
+    """The assumption under which a network that does not see a time can learn at all."""
+    return f"{network} is not shown the time of its state: it is taken to tell it from the state"
 
 
 def data_field(conditions: Conditions) -> Field:
