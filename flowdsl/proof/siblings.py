@@ -132,10 +132,9 @@ def _compared(
     context: Context, first: Relation, second: Relation, conditions: Conditions
 ) -> Relation | None:
     """Two equations V = Σ c_k v_k, solved for the velocity under `conditions`."""
-    zero: Element = context.scalars.zero
-    difference: Relation = {
-        k: first.get(k, zero) - second.get(k, zero) for k in {**first, **second}
-    }
+    difference: Relation = dict(first)
+    for k, c in second.items():
+        difference[k] = difference[k] - c if k in difference else -c
     factor = difference.pop(conditions)
     if not factor:
         return None

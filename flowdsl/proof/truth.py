@@ -301,6 +301,8 @@ class Networks:
         """A network can only compute what it sees: state, times and conditions."""
         scalars, series = self.context.scalars, self.context.series
         seen = set(series.generators_in(call.point))
+        if call.moment is not None:  # told by the state itself
+            seen |= scalars.generators_in(call.moment)
         for shown in (*call.times, *(v for _, v in call.conditions if not isinstance(v, str))):
             seen |= scalars.generators_in(shown)
         drawn = {scalars.index(n) for n in self.context.objective.draws if scalars.has(n)}
