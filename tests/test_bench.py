@@ -87,8 +87,9 @@ def test_a_forward_derivative_on_a_plain_network_is_counted() -> None:
     derivative = plain.flops * group.forward / 8 - 3 * FORWARD - BACKWARD
     assert derivative / FORWARD in (pytest.approx(3), pytest.approx(2))
     assert plain.calls == {"u": 4}
-    # 8 rows, of which 6 on the diagonal: the derivative and u(z, t, t) on 2 rows; none is dropped.
-    by_hand = 8 * FORWARD + 2 * FORWARD + 8 * FORWARD + 2 * derivative + 8 * BACKWARD
+    # 8 rows, of which 6 on the diagonal: u(z, t, t) on 2 rows, and the derivative, which takes one
+    # product per layer beside the prediction; none is dropped.
+    by_hand = 8 * FORWARD + 2 * FORWARD + 8 * FORWARD + 2 * FORWARD + 8 * BACKWARD
     assert optimised.flops * group.forward == pytest.approx(by_hand, rel=1e-12)
 
 

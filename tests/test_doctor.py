@@ -68,7 +68,7 @@ FAULTS = [
     ("Dropout", "meanflow", "determinism", "fail", "dropout in drop", "probability"),
     ("Noisy", "meanflow", "determinism", "fail", "draws random numbers", "arguments alone"),
     ("Dropout", "flow_matching", "determinism", "note", "dropout in network.drop", "probability"),
-    ("WrongShape", "meanflow", "calls", "fail", "returns shape (16, 1)", "(16, 2)"),
+    ("WrongShape", "meanflow", "calls", "fail", "returns shape (12, 1)", "(12, 2)"),
     ("TwoResults", "meanflow", "calls", "fail", "returns a tuple", "one tensor"),
     ("Unlabelled", "meanflow", "calls", "fail", "unexpected keyword argument 'label'",
      "accepts: forward(z, t, r)"),

@@ -68,13 +68,14 @@ def test_compiled_equals_published(
     networks = networks_for(loss, times, scalars)
     draws = loss.draw(data, generator=generator, progress=progress)
 
-    value, metrics = loss(
-        networks if len(networks) > 1 else next(iter(networks.values())),
-        data,
-        draws=draws,
-        label=label,
-        progress=progress,
-    )
+    given = networks if len(networks) > 1 else next(iter(networks.values()))
+    step = partial(loss, given, data, draws=draws, label=label, progress=progress)
+    value, metrics = step()
+    finding = loss.finding(next(iter(networks.values())))
+    if finding is not None:  # a derivative was taken beside its value, and looked at
+        assert finding.refusal is None
+        assert finding.error is not None and finding.error < 1e-12
+        value, metrics = step()  # from now on it is trusted
     expected, terms = partial(reference, **constants)(networks, data, draws, label, progress)
 
     assert set(metrics) == set(terms) == set(loss.signature.terms)
@@ -103,3 +104,16 @@ def test_a_slip_would_be_seen(name: str) -> None:
     one, _ = reference(networks, data, draws, None, 0.45)
     two, _ = reference(networks, data, moved, None, 0.45)
     assert abs(float(one - two)) > 1e-10 * abs(float(one))
+
+
+@pytest.mark.parametrize(("name", "progress"), [("meanflow", 0.0), ("alphaflow", 1.0)])
+def test_derivatives_are_taken_beside_their_values(name: str, progress: float) -> None:
+    """What the comparison above rests on: these objectives do go this way."""
+    loss = flowdsl.load(name).compile()
+    (network,) = networks_for(loss, 2, ()).values()
+    loss(network, torch.randn(BATCH, *SHAPE, dtype=torch.float64), progress=progress)
+    finding = loss.finding(network)
+    assert finding is not None and finding.refusal is None
+    written = flowdsl.load(name).compile(optimize=False)
+    written(network, torch.randn(BATCH, *SHAPE, dtype=torch.float64), progress=progress)
+    assert written.finding(network) is None

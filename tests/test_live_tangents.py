@@ -169,10 +169,11 @@ def test_values_tangents_and_gradients(name: str) -> None:
 
 
 def derived(function: Function, jvp: Callable[..., Any]) -> list[Tensor]:
-    """Value, tangent, and the gradients of a loss of both."""
+    """Value, tangent, and the gradients of a loss of both, the direction's too."""
     x, w = X.clone().requires_grad_(), SQUARE.clone().requires_grad_()
-    pair = jvp(lambda x: function(x, w), (x,), (constant(3, 4, 6).flip(0),))
-    return [y.detach() for y in (*pair, *torch.autograd.grad(loss(*pair), (x, w)))]
+    along = constant(3, 4, 6).flip(0).requires_grad_()
+    pair = jvp(lambda x: function(x, w), (x,), (along,))
+    return [y.detach() for y in (*pair, *torch.autograd.grad(loss(*pair), (x, w, along)))]
 
 
 def live(network: Any, point: Any, direction: Any, **named: Any) -> tuple[Tensor, Tensor]:

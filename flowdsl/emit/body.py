@@ -11,7 +11,7 @@ from flowdsl.emit.names import Names, identifier
 from flowdsl.emit.notation import notation, value_names
 from flowdsl.emit.printer import ATOM, Printer
 from flowdsl.ir.gradient import Gradient, gradient
-from flowdsl.ir.graph import LEAVES, NETWORK_OPS, Count, Graph, Node
+from flowdsl.ir.graph import LEAVES, NETWORK_OPS, PAIRS, Count, Graph, Node
 from flowdsl.ir.shares import static_shares
 from flowdsl.spec.core import Kind
 
@@ -70,7 +70,7 @@ class Body:
         for at in self.graph.calls():
             several = len(self.graph.objective.networks[self.graph[at].call.network].heads) > 1
             layers = [at]
-            if self.graph[at].op == "dual":
+            if self.graph[at].op in PAIRS:
                 layers = list(dict.fromkeys(self.graph.users[at]))
             if several:
                 layers = [u for layer in layers for u in dict.fromkeys(self.graph.users[layer])]
@@ -199,6 +199,8 @@ class Body:
             ]
             directions.append(f"({', '.join(entries)}{',' if len(entries) == 1 else ''})")
         name = "jvp" if self.exact else "difference"
+        if node.op == "beside":
+            name = "shared_jvp"
         self.printer.helpers.add(name)
         function = network
         for inner in directions[:-1]:
@@ -214,7 +216,7 @@ class Body:
         """The names on the left, and the text with what is not needed left out."""
         results = self._results[at]
         heads = self.graph.objective.networks[node.call.network].heads
-        if node.op == "dual":
+        if node.op in PAIRS:
             layers = {self.graph[r].op: r for r in dict.fromkeys(self.graph.users[at])}
             return ", ".join(
                 self._heads(layers.get(op), node, heads, results, op == "primal")

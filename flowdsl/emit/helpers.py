@@ -42,6 +42,23 @@ JVP = '''def jvp(network, point, direction, /, **conditions):
     return torch.func.jvp(along, tuple(values), tuple(tangents))
 '''
 
+#: The same, unless the network has a cheaper way of its own.
+RULED_JVP = JVP.replace(
+    "    moving =",
+    """    if hasattr(network, "jvp"):  # it has a cheaper way of its own
+        return network.jvp(point, direction, **conditions)
+    moving =""",
+)
+
+SHARED_JVP = '''def shared_jvp(network, point, direction, /, **conditions):
+    """The same, but the derivative carries no gradient: it is no part of what is differentiated."""
+    if hasattr(network, "shared_jvp"):  # it has a way to get both from one pass
+        return network.shared_jvp(point, direction, **conditions)
+    value = network(*point, **conditions)
+    with torch.no_grad():
+        return value, jvp(network, point, direction, **conditions)[1]
+'''
+
 #: The difference quotient of a network with one output, and with several.
 ONE = "(after - before) / (2 * STEP)"
 SEVERAL = "tuple((a - b) / (2 * STEP) for a, b in zip(after, before))"

@@ -70,14 +70,15 @@ def _header(writer: Writer) -> list[str]:
 
 
 def _helper_texts(writer: Writer) -> list[str]:
-    used = writer.helpers
+    used = writer.helpers | ({"jvp"} if "shared_jvp" in writer.helpers else set())
     texts = [LAW_HELPERS[name] for name in LAW_HELPERS if name in used]
     several = any(len(n.heads) > 1 for n in writer.objective.networks.values())
     plain = {
         "snap": helpers.SNAP,
         "snap_rows": helpers.SNAP_ROWS,
         "batch_mean": helpers.BATCH_MEAN,
-        "jvp": helpers.JVP,
+        "jvp": helpers.RULED_JVP if writer.program.optimized else helpers.JVP,
+        "shared_jvp": helpers.SHARED_JVP,
         "difference": helpers.DIFFERENCE.replace(
             "CHANGE", helpers.SEVERAL if several else helpers.ONE
         ),

@@ -21,10 +21,10 @@ def notation(graph: Graph, at: int) -> str:
         for name, i in zip(call.conditions, node.inputs[call.arguments : call.point], strict=True)
     ]
     bar = f" | {', '.join(given)}" if given else ""
-    text = f"{call.network}({', '.join(shown)}{bar})"
+    value = text = f"{call.network}({', '.join(shown)}{bar})"
     for order in range(len(call.directions)):
         text = f"d/d{moving_name(graph, node, order)}[{text}]"
-    return text
+    return f"{value}, and beside it {text}" if node.op == "beside" else text
 
 
 def _plain(graph: Graph, at: int, name: str) -> bool:

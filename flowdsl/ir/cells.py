@@ -8,7 +8,7 @@ network passes the cell needs, and which of them coincide there.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -36,6 +36,7 @@ class Cells:
     weights: tuple[float, ...]
     values: tuple[tuple[int, ...], ...]  # per case and node: equal numbers are equal values
     demand: dict[int, int]  # per network pass: the cases that need it
+    reads: dict[tuple[int, int], int]  # per reader and input: the cases in which it is read
 
     @property
     def all(self) -> int:
@@ -123,9 +124,9 @@ def analyse(graph: Graph) -> Cells:
     cases, truths = [cases[k] for k in kept], [truths[k] for k in kept]
     for truth in truths:
         values.append(_values(graph, truth, table))
-    demand = _demand(graph, truths, values, table.numbers)
+    demand, reads = _demand(graph, truths, values, table.numbers)
     chosen = tuple(odds[k] for k in kept)
-    return Cells(atoms, tuple(cases), chosen, tuple(values), demand)
+    return Cells(atoms, tuple(cases), chosen, tuple(values), demand, reads)
 
 
 def _atoms(graph: Graph) -> tuple[int, ...]:
@@ -257,9 +258,18 @@ def _demand(
     truths: list[tuple[Truth, ...]],
     values: list[tuple[int, ...]],
     numbers: dict[int, Fraction],
-) -> dict[int, int]:
-    """For each network pass, the cases whose loss depends on it."""
+) -> tuple[dict[int, int], dict[tuple[int, int], int]]:
+    """For each network pass, the cases whose loss depends on it; the same for each reading of a
+    node by another.
+    """
     demand = dict.fromkeys(graph.calls(), 0)
+    reads: dict[tuple[int, int], int] = {}
+
+    def read(at: int, k: int, inputs: Iterable[int]) -> None:
+        for i in inputs:
+            stack.append((k, i))
+            reads[at, i] = reads.get((at, i), 0) | 1 << k
+
     seen: set[tuple[int, int]] = set()
     stack: list[tuple[int, int]] = []
     for output in graph.outputs:
@@ -277,11 +287,11 @@ def _demand(
         if node.op in NETWORK_OPS:
             demand[at] |= 1 << k
         if node.op == "batch_mean":
-            stack.extend((other, node.inputs[0]) for other in range(len(truths)))
+            for other in range(len(truths)):
+                read(at, other, node.inputs)
         elif node.op == "select" and truths[k][node.inputs[0]] is not None:
             condition, yes, no = node.inputs
-            stack.append((k, yes if truths[k][condition] else no))
-            stack.append((k, condition))
+            read(at, k, (yes if truths[k][condition] else no, condition))
         else:
-            stack.extend((k, i) for i in node.inputs)
-    return demand
+            read(at, k, node.inputs)
+    return demand, reads

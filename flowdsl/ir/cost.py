@@ -12,18 +12,31 @@ from flowdsl.ir.cells import Cells, analyse
 from flowdsl.ir.gradient import gradient, learned
 from flowdsl.ir.graph import Graph, Node
 
-#: A forward-mode pass through an ordinary torch network: its value, and a tangent at twice the
-#: price, because torch multiplies by the zero tangents of the weights. (Layers with a rule of their
-#: own pay 2.)
-DUAL = 3.0
-#: Two forward passes.
-DIFFERENCE = 2.0
 #: The reverse pass of a forward pass, by matrix products: one for the inputs, one for the weights.
 BACKWARD = 2.0
 #: The same where only the inputs need gradient.
 BACKWARD_INPUTS = 1.0
-#: The reverse pass of a recorded forward-mode pass.
-BACKWARD_DUAL = 5.0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a derivative costs together with its value, and the reverse pass through both, in F."""
+
+    derivative: float
+    backward: float
+
+    @property
+    def tangent(self) -> float:
+        """The derivative alone, where the value is at hand."""
+        return self.derivative - 1
+
+
+#: `torch.func.jvp` multiplies by the tangents of the weights, which are zero (pytorch#69687).
+PLAIN = Prices(3.0, 5.0)
+#: With the rules of the runtime, which do not; attention takes a little more than its share.
+RULES = Prices(2.1, 4.1)
+#: A central difference: two forward passes.
+DIFFERENCE = Prices(2.0, 2 * BACKWARD)
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,8 @@ class Cost:
         )
 
 
-def cost(graph: Graph, exact: bool = True, cells: Cells | None = None) -> Cost:
-    """The cost of one step; `exact` is false where derivatives are finite differences."""
+def cost(graph: Graph, prices: Prices = RULES, cells: Cells | None = None) -> Cost:
+    """The cost of one step."""
     cells = cells or analyse(graph)
     flow = gradient(graph)
     total = Cost()
@@ -61,12 +74,12 @@ def cost(graph: Graph, exact: bool = True, cells: Cells | None = None) -> Cost:
         node = graph[at]
         share = cells.share(rows_of(graph, cells, at)) if node.rows is not None else 1.0
         # a graph that is recorded and never run backwards costs memory, not passes
-        total += pass_cost(graph, node, share, exact, bool(flow.learns(at)))
+        total += pass_cost(graph, node, share, prices, bool(flow.learns(at)))
     return total
 
 
 def pass_cost(
-    graph: Graph, node: Node, share: float, exact: bool = True, reverse: bool | None = None
+    graph: Graph, node: Node, share: float, prices: Prices = RULES, reverse: bool | None = None
 ) -> Cost:
     """The cost of one network pass on a share of the batch; `reverse` says whether gradient runs
     back through it (by default: where a graph is kept).
@@ -74,13 +87,13 @@ def pass_cost(
     call = node.call
     reverse = call.record if reverse is None else reverse
     order = len(call.directions)
-    if order == 0:
+    if order == 0 or node.op == "beside":
         back = BACKWARD if learned(graph, node) else BACKWARD_INPUTS
-        return Cost(share, 0.0, back * share if reverse else 0.0)
-    single = DUAL if exact else DIFFERENCE
-    back = BACKWARD_DUAL if exact else BACKWARD * DIFFERENCE
-    again = (order - 1) * single
-    return Cost(0.0, (single + again) * share, (back + again) * share if reverse else 0.0)
+        tangent = prices.tangent if node.op == "beside" else 0.0
+        return Cost(share, tangent * share, back * share if reverse else 0.0)
+    again = (order - 1) * prices.derivative
+    total = (prices.derivative + again) * share
+    return Cost(0.0, total, (prices.backward + again) * share if reverse else 0.0)
 
 
 def rows_of(graph: Graph, cells: Cells, at: int) -> int:

@@ -30,11 +30,11 @@ def gradient(graph: Graph) -> Gradient:
     none: frozenset[str] = frozenset()
     carries: list[frozenset[str]] = []
     for node in graph.nodes:
-        if node.op in BARRIERS or node.kind is Kind.TRUTH:
+        if is_barrier(graph, node):
             carries.append(none)
         elif node.op in NETWORK_OPS:
             own = learned(graph, node)
-            inside = none.union(*(carries[i] for i in node.inputs))
+            inside = none.union(*(carries[i] for i in differentiated(node)))
             carries.append((own | inside) if node.call.record else none)
         else:
             carries.append(none.union(*(carries[i] for i in node.inputs)))
@@ -43,13 +43,26 @@ def gradient(graph: Graph) -> Gradient:
         wanted[output.loss] = True
     for at in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[at]
-        if not wanted[at] or node.op in BARRIERS or node.kind is Kind.TRUTH:
+        if not wanted[at] or is_barrier(graph, node):
             continue
         if node.op in NETWORK_OPS and not node.call.record:
             continue
-        for i in node.inputs:
+        for i in differentiated(node):
             wanted[i] = True
     return Gradient(tuple(carries), tuple(wanted))
+
+
+def is_barrier(graph: Graph, node: Node) -> bool:
+    """Whether no gradient passes through a node, whatever its inputs."""
+    beside = node.op == "tangent" and graph[node.inputs[0]].op == "beside"
+    return node.op in BARRIERS or node.kind is Kind.TRUTH or beside
+
+
+def differentiated(node: Node) -> tuple[int, ...]:
+    """The inputs through which gradient passes, if it passes at all: of a derivative without one,
+    the direction is none.
+    """
+    return node.inputs[: node.call.point] if node.op == "beside" else node.inputs
 
 
 def learned(graph: Graph, node: Node) -> frozenset[str]:

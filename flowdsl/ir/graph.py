@@ -7,18 +7,19 @@ elsewhere.
 
 Beside the operations of `spec/operations.py` a node's `op` is one of
 
-    number constant training draw given null      leaves; `detail` is the value or the name stop
-    the input's value, without gradient call                                           one forward
-    pass of a network; `detail` is a `Call` derivative                                     its
-    directional derivative, by one forward-mode pass dual
-    both from one forward-mode pass; read by `primal`, `tangent` head
-    one output of a network with several; `detail` is its name rows
-    the indices where a condition holds; `detail` is their `Count`
+    number constant training draw given null   leaves; `detail` is the value or the name
+    stop        the input's value, without gradient
+    call        one forward pass of a network; `detail` is a `Call`
+    derivative  its directional derivative, by one forward-mode pass
+    dual        both from one forward-mode pass; read by `primal` and `tangent`
+    beside      both again, but only the value is recorded; the derivative carries no gradient
+    head        one output of a network with several; `detail` is its name
+    rows        the indices where a condition holds; `detail` is their `Count`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -29,7 +30,9 @@ from flowdsl.spec.core import Kind, Level
 from flowdsl.spec.objective import Objective
 from flowdsl.spec.operations import OPERATIONS
 
-NETWORK_OPS = frozenset({"call", "derivative", "dual"})
+NETWORK_OPS = frozenset({"call", "derivative", "dual", "beside"})
+#: Passes that give a value and its derivative.
+PAIRS = frozenset({"dual", "beside"})
 LEAVES = frozenset({"number", "constant", "training", "draw", "given", "null"})
 OTHER_OPS = LEAVES | NETWORK_OPS | {"stop", "head", "primal", "tangent", "rows"}
 
@@ -282,6 +285,11 @@ def rewrite(graph: Graph, rule: Rule, order: Iterable[int] | None = None) -> Gra
         node = graph.nodes[at]
         moved = builder.refreshed(replace(node, inputs=tuple(place[i] for i in node.inputs)))
         place[at] = builder.rename(rule(builder, moved, at), node.name)
+    return finish(builder, graph, place)
+
+
+def finish(builder: Builder, graph: Graph, place: Mapping[int, int]) -> Graph:
+    """The new graph, given where each old node went."""
     outputs = [
         Output(o.term, place[o.loss], _rows(builder, None if o.rows is None else place[o.rows]))
         for o in graph.outputs
@@ -350,7 +358,7 @@ def verify(graph: Graph) -> None:
             if node.rows is not None:
                 require(graph.nodes[node.rows].op == "rows", at, "its rows are not a row set")
         if node.op in ("primal", "tangent"):
-            require(graph.nodes[node.inputs[0]].op == "dual", at, "does not read a dual")
+            require(graph.nodes[node.inputs[0]].op in PAIRS, at, "does not read a pair")
     for output in graph.outputs:
         if output.rows is not None:
             kind = graph.nodes[output.rows].kind

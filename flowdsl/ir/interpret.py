@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdsl.ir.graph import Graph, Node
+from flowdsl.ir.graph import PAIRS, Graph, Node
 from flowdsl.runtime.contract import NULL_LABEL
 from flowdsl.spec.core import Kind
 from flowdsl.spec.operations import OPERATIONS
@@ -156,7 +156,7 @@ class Interpreter:
                 return inputs[0][node.op == "tangent"]
             case "rows":
                 return torch.nonzero(self.row(inputs[0], Kind.TRUTH)).squeeze(1)
-            case "call" | "derivative" | "dual":
+            case "call" | "derivative" | "dual" | "beside":
                 return self.evaluate(node, inputs)
         return self.operation(node, inputs)
 
@@ -203,7 +203,7 @@ class Interpreter:
         with torch.set_grad_enabled(call.record and torch.is_grad_enabled()):
             if rows is not None and len(rows) == 0:
                 result = self.nothing(call.network)
-                result = (result, result) if node.op == "dual" else result
+                result = (result, result) if node.op in PAIRS else result
             else:
                 derivative: Callable[..., Value] = function
                 for direction in call.directions:
@@ -214,8 +214,12 @@ class Interpreter:
                             tangent = tangent + next(tangents)
                         filled.append(tangent if rows is None else tangent[rows])
                     derivative = _along(derivative, tuple(filled))
-                value = derivative(*point)
-                if node.op == "dual":
+                if node.op == "beside":
+                    with torch.no_grad():
+                        value = derivative(*point)
+                else:
+                    value = derivative(*point)
+                if node.op in PAIRS:
                     value = (function(*point), value)
                 result = value if rows is None else self.spread(value, rows)
         return result

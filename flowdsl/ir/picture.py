@@ -29,7 +29,7 @@ _STYLE = (
 def label(graph: Graph, node: Node) -> str:
     """What stands in a node's box."""
     if node.op in NETWORK_OPS:
-        word = {"call": "", "derivative": "d ", "dual": "dual "}[node.op]
+        word = "" if node.op == "call" else "d " if node.op == "derivative" else f"{node.op} "
         return f"{word}{node.call.network}" + (", some rows" if node.call.on_rows else "")
     if node.op == "number":
         return show(node.value)

@@ -5,13 +5,13 @@ costs.
 from __future__ import annotations
 
 from flowdsl.ir.cells import analyse
-from flowdsl.ir.cost import cost, pass_cost, rows_of
+from flowdsl.ir.cost import RULES, Prices, cost, pass_cost, rows_of
 from flowdsl.ir.gradient import gradient
 from flowdsl.ir.graph import LEAVES, NETWORK_OPS, Graph, Node
 from flowdsl.prelude.text import show
 
 
-def graph_text(graph: Graph, exact: bool = True) -> str:
+def graph_text(graph: Graph, prices: Prices = RULES) -> str:
     """The listing: number, value, kind, the networks that learn through it, and for passes their
     share and cost.
     """
@@ -28,13 +28,13 @@ def graph_text(graph: Graph, exact: bool = True) -> str:
         parts.append(f"-> {', '.join(sorted(learners))}" if learners else "")
         if node.op in NETWORK_OPS:
             share = cells.share(rows_of(graph, cells, at))
-            price = pass_cost(graph, node, share, exact, bool(learners)).total
+            price = pass_cost(graph, node, share, prices, bool(learners)).total
             parts.append(f"on {share:.0%} of the rows, {price:.2f} F")
         lines.append(" ".join(parts).rstrip())
     for output in graph.outputs:
         where = "" if output.rows is None else f" where %{output.rows}"
         lines.append(f"term {output.term}: mean of %{output.loss}{where}")
-    lines.append(f"cost {cost(graph, exact, cells)}")
+    lines.append(f"cost {cost(graph, prices, cells)}")
     return "\n".join(lines)
 
 
@@ -51,7 +51,8 @@ def described(graph: Graph, node: Node) -> str:
         tangents = inputs[call.point : len(inputs) - call.on_rows]
         text = f"{node.op} {text}" + (f" along ({', '.join(tangents)})" if tangents else "")
         text += f" on {inputs[-1]}" if call.on_rows else ""
-        return named + text + ("" if call.record else ", no graph")
+        graph_kept = ", value with graph" if node.op == "beside" else ""
+        return named + text + (graph_kept if call.record else ", no graph")
     detail = f" {node.detail}" if isinstance(node.detail, str) else ""
     return f"{named}{node.op}{detail} {', '.join(inputs)}".rstrip()
 

@@ -3,7 +3,7 @@
 Where both are needed at the same point, on the same rows and with the same need of a graph (the
 live derivative of Terminal Velocity Matching), one pass gives both. A derivative under `stop`
 beside a live prediction is not such a pair: recording a graph of the tangents would cost more
-memory than the primal costs time.
+memory than the primal costs time. Those are left to `beside`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 import networkx as nx
 
 from flowdsl.ir.cells import Cells, analyse
-from flowdsl.ir.cost import DUAL, rows_of
+from flowdsl.ir.cost import RULES, rows_of
 from flowdsl.ir.graph import Builder, Graph, Node, rewrite
 
 
@@ -67,7 +67,7 @@ def _is_primal(graph: Graph, cells: Cells, call: int, derivative: int) -> bool:
     if first.rows == second.rows:
         return True
     share = cells.share(rows_of(graph, cells, derivative))
-    return first.rows is None and DUAL * share + 1 > DUAL
+    return first.rows is None and RULES.derivative * share + 1 > RULES.derivative
 
 
 def _reaches(graph: Graph, call: int, derivative: int) -> bool:

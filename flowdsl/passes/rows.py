@@ -40,15 +40,20 @@ def rows(graph: Graph) -> Graph:
         choice = chosen[old]
         if choice.cases == 0 and node.kind is Kind.STATE and node.op != "dual":
             return builder.number(0, Kind.STATE)
-        atoms = tuple(builder.place.get(at, -1) for at in cells.atoms)
-        cubes = cells.cubes(choice.cases, cells.all & ~choice.cases)
-        mask = build_condition(builder, atoms, cubes)
-        some = builder.add(Node("rows", (mask,), Kind.TRUTH, Level.ROW, choice.count))
-        call = replace(node.call, on_rows=True)
-        return builder.add(replace(node, inputs=(*node.inputs, some), detail=call))
+        return builder.add(on_cases(builder, graph, cells, node, choice.cases))
 
     order = _conditions_first(graph, cells)
     return rewrite(graph, rule, order)
+
+
+def on_cases(builder: Builder, graph: Graph, cells: Cells, node: Node, cases: int) -> Node:
+    """A placed network pass, on the rows of these cases; the conditions must be placed already."""
+    atoms = tuple(builder.place.get(at, -1) for at in cells.atoms)
+    mask = build_condition(builder, atoms, cells.cubes(cases, cells.all & ~cases))
+    count = count_of(graph, cells, cases)
+    some = builder.add(Node("rows", (mask,), Kind.TRUTH, Level.ROW, count))
+    inputs = node.inputs[: len(node.inputs) - node.call.on_rows]
+    return replace(node, inputs=(*inputs, some), detail=replace(node.call, on_rows=True))
 
 
 def _conditions_first(graph: Graph, cells: Cells) -> list[int]:
@@ -79,7 +84,7 @@ def _choose(graph: Graph, cells: Cells, at: int) -> _Choice | None:
     needed = cells.demand[at]
     if needed == cells.all or not can_run_on_rows(graph, node):
         return None
-    if _depends_on_network(graph, cells):
+    if depends_on_network(graph, cells):
         return None
     count = count_of(graph, cells, needed)
     if count is not None:
@@ -102,7 +107,7 @@ def _choose(graph: Graph, cells: Cells, at: int) -> _Choice | None:
     return best
 
 
-def _depends_on_network(graph: Graph, cells: Cells) -> bool:
+def depends_on_network(graph: Graph, cells: Cells) -> bool:
     """Whether a deciding condition is computed from a network: then it comes too late to choose
     rows.
     """

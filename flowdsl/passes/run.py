@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from flowdsl.diagnostics import did_you_mean, fail
-from flowdsl.ir.cost import cost
+from flowdsl.ir.cost import DIFFERENCE, PLAIN, RULES, Prices, cost
 from flowdsl.ir.graph import Graph, verify
+from flowdsl.passes.beside import beside
 from flowdsl.passes.common import common
 from flowdsl.passes.decide import decide
 from flowdsl.passes.duals import duals
@@ -44,6 +45,8 @@ PHASE_PASSES = (
     Pass("fold", fold, "selections that reuse has nested"),
     Pass("rows", rows, "after reuse, when demand is final"),
     Pass("fold", fold, "passes that no row needs"),
+    Pass("beside", beside, "after rows: a pass is split where a derivative joins", exact_only=True),
+    Pass("fold", fold, "selections between the parts of what was split"),
     Pass("duals", duals, "last: a pair must agree in rows and in gradient", exact_only=True),
 )
 DERIVATIVES = ("exact", "finite_difference")
@@ -59,30 +62,33 @@ def run_passes(graph: Graph, *, optimize: bool = True, derivative: str = "exact"
             hint=did_you_mean(derivative, DERIVATIVES) or f"one of {', '.join(DERIVATIVES)}",
         )
     exact = derivative == "exact"
-    steps = [_step("lower", "", graph, exact)]
+    prices = RULES if exact else DIFFERENCE
+    steps = [_step("lower", "", graph, PLAIN if exact else DIFFERENCE)]
     if not optimize:
-        return Program(graph, (Phase("", (), graph),), tuple(steps))
+        return Program(graph, (Phase("", (), graph),), tuple(steps), optimized=False)
+    if exact:
+        steps.append(_step("rules", "", graph, prices))
     for each in COMMON_PASSES:
         graph = each.apply(graph)
         verify(graph)
-        steps.append(_step(each.name, "", graph, exact))
+        steps.append(_step(each.name, "", graph, prices))
     done = []
     for phase in phases(graph):
         current = phase.graph
-        steps.append(_step("phases", phase.name, current, exact))
+        steps.append(_step("phases", phase.name, current, prices))
         for each in PHASE_PASSES:
             if exact or not each.exact_only:
                 current = each.apply(current)
                 verify(current)
-                steps.append(_step(each.name, phase.name, current, exact))
+                steps.append(_step(each.name, phase.name, current, prices))
         done.append(replace(phase, graph=current))
     if len(done) == 1:
         done = [replace(done[0], name="")]
     return Program(graph, tuple(done), tuple(steps))
 
 
-def _step(name: str, phase: str, graph: Graph, exact: bool) -> Step:
-    return Step(name, phase, len(graph.used), len(graph.calls()), cost(graph, exact).total)
+def _step(name: str, phase: str, graph: Graph, prices: Prices) -> Step:
+    return Step(name, phase, len(graph.used), len(graph.calls()), cost(graph, prices).total)
 
 
 def protocol(program: Program) -> str:

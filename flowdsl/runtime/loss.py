@@ -25,8 +25,16 @@ from flowdsl.runtime.checks import (
     check_vector,
 )
 from flowdsl.runtime.contract import ObjectiveSignature
-from flowdsl.runtime.roles import Network, Networks, as_roles, callable_roles
+from flowdsl.runtime.roles import (
+    Findings,
+    Network,
+    Networks,
+    as_roles,
+    callable_roles,
+    keep_findings,
+)
 from flowdsl.runtime.source import functions
+from flowdsl.runtime.tangents import Finding
 
 Metrics = dict[str, Tensor]
 
@@ -54,6 +62,7 @@ class Loss:
         self.source = source
         self.signature = signature
         self._functions = dict(functions)
+        self._findings = Findings()
 
     def __reduce__(self) -> tuple[object, ...]:
         return _from_source, (self.source, self.signature)
@@ -114,10 +123,19 @@ class Loss:
                 check_draws(draws, data, self.signature)
         if draws is None:
             draws = self._functions["draw"](data, None, progress, step, steps)
+        called = callable_roles(roles, self.signature, self._findings)
         value, metrics = self._functions["loss"](
-            callable_roles(roles, self.signature), data, draws, label, progress, step, steps, terms
+            called, data, draws, label, progress, step, steps, terms
         )
+        if not torch.compiler.is_compiling():
+            keep_findings(called, roles, self._findings)
         return value, metrics
+
+    def finding(self, network: Network) -> Finding | None:
+        """How a network was found to take a derivative beside its value: in one pass, or in two
+        and why. None before its first one.
+        """
+        return self._findings.of(network)
 
     def bind(self, network: Networks) -> LossModule:
         """The loss as a module that owns its networks: the thing to wrap in DDP, FSDP2 or

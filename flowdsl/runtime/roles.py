@@ -5,14 +5,17 @@ calls them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.runtime.contract import NetworkSignature, ObjectiveSignature
+from flowdsl.runtime.tangents import Differentiable, Direction, Finding
 
 Network = nn.Module | Callable[..., Any]
 Networks = Network | Mapping[str, Network]
@@ -60,11 +63,31 @@ def as_roles(
     return dict(network)
 
 
+class Findings:
+    """How networks take their derivatives, for as long as the networks live."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Network, Finding] = WeakKeyDictionary()
+
+    def of(self, network: Network) -> Finding | None:
+        """What is known of a network; None before its first derivative beside a value."""
+        try:
+            return self._known.get(network)
+        except TypeError:  # cannot be referred to weakly
+            return None
+
+    def keep(self, network: Network, finding: Finding | None) -> None:
+        """Remembers a finding. Without one for it, a network is tried anew each time."""
+        if finding is not None and self.of(network) is not finding:
+            with suppress(TypeError):
+                self._known[network] = finding
+
+
 def callable_roles(
-    roles: Mapping[str, Network], signature: ObjectiveSignature
+    roles: Mapping[str, Network], signature: ObjectiveSignature, findings: Findings | None = None
 ) -> dict[str, Callable[..., Any]]:
     """The networks as the emitted functions call them: parameters of frozen ones detached, results
-    looked at.
+    looked at, derivatives taken in the cheapest way that the network allows.
     """
     described = {n.name: n for n in signature.networks}
     found: dict[str, Callable[..., Any]] = {}
@@ -75,8 +98,19 @@ def callable_roles(
         function: Callable[..., Any] = network
         if (role.frozen or role.average_of is not None) and _learns(network):
             function = _Detached(network)
-        found[name] = function if torch.compiler.is_compiling() else _Watched(function, role)
+        known = None if findings is None else findings.of(network)
+        engine = Differentiable(function, known)
+        found[name] = engine if torch.compiler.is_compiling() else _Watched(engine, role)
     return found
+
+
+def keep_findings(
+    called: Mapping[str, Callable[..., Any]], roles: Mapping[str, Network], findings: Findings
+) -> None:
+    """Remembers what was found out about the networks while they were called."""
+    for name, function in called.items():
+        if isinstance(function, _Watched):
+            findings.keep(roles[name], function.network.finding)
 
 
 def _learns(network: Network) -> bool:
@@ -88,7 +122,7 @@ class _Detached:
 
     def __init__(self, network: Network) -> None:
         assert isinstance(network, nn.Module)
-        self.network = network
+        self.network = self.__wrapped__ = network
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
         state = {name: p.detach() for name, p in self.network.named_parameters()}
@@ -98,22 +132,41 @@ class _Detached:
 class _Watched:
     """A network whose calls are checked against its signature."""
 
-    def __init__(self, network: Callable[..., Any], role: NetworkSignature) -> None:
+    def __init__(self, network: Differentiable, role: NetworkSignature) -> None:
         self.network = network
         self.role = role
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
-        try:
+        with self._explained(arguments, conditions):
             result = self.network(*arguments, **conditions)
-        except TypeError as error:
-            self._explain(error, arguments, conditions)
-            raise
         self._check(result, arguments)
         return result
 
+    def jvp(self, point: Sequence[Any], direction: Direction, /, **conditions: Any) -> Any:
+        """Value and derivative, both recorded."""
+        with self._explained(point, conditions):
+            found = self.network.jvp(point, direction, **conditions)
+        self._check(found[0], point)
+        return found
+
+    def shared_jvp(self, point: Sequence[Any], direction: Direction, /, **conditions: Any) -> Any:
+        """The value, recorded, and beside it the derivative, without gradient."""
+        with self._explained(point, conditions):
+            found = self.network.shared_jvp(point, direction, **conditions)
+        self._check(found[0], point)
+        return found
+
+    @contextmanager
+    def _explained(self, arguments: Any, conditions: Any) -> Iterator[None]:
+        try:
+            yield
+        except TypeError as error:
+            self._explain(error, arguments, conditions)
+            raise
+
     def _explain(self, error: TypeError, arguments: Any, conditions: Any) -> None:
         """Say it in the spec's words, when the call does not fit the network's `forward`."""
-        function = self.network
+        function = self.network.network
         function = function.network if isinstance(function, _Detached) else function
         called = function.forward if isinstance(function, nn.Module) else function
         try:

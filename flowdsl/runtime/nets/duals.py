@@ -9,7 +9,8 @@ again. This is the right place for such a rule: Dynamo traces it faithfully, whi
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,11 +18,20 @@ from torch._C._functorch import TransformType, maybe_current_level, peek_interpr
 from torch.autograd import forward_ad
 
 Transform = Literal["none", "jvp", "other"]
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
-# Dynamo takes the answers while it traces, where they are right, and guards on the transforms
-# around a compiled function.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(function: _F) -> _F:
+    """What `torch.compiler.assume_constant_result` does, which imports the whole compiler for it.
+
+    Dynamo takes the answers while it traces, where they are right, and guards on the transforms
+    around a compiled function.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def innermost_transform() -> Transform:
     """The transform of torch.func that sees an operation first, here and now."""
     top = peek_interpreter_stack()
@@ -30,7 +40,7 @@ def innermost_transform() -> Transform:
     return "jvp" if top.key() == TransformType.Jvp else "other"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def is_nested() -> bool:
     """Whether more than one transform of torch.func is at work."""
     return (maybe_current_level() or 0) > 1

@@ -3,6 +3,6 @@
 from flowdsl.runtime.tangents.differentiable import Differentiable, Finding
 from flowdsl.runtime.tangents.ledger import NotShared
 from flowdsl.runtime.tangents.live import Live
-from flowdsl.runtime.tangents.shared import value_and_derivative
+from flowdsl.runtime.tangents.shared import Direction, value_and_derivative
 
-__all__ = ["Differentiable", "Finding", "Live", "NotShared", "value_and_derivative"]
+__all__ = ["Differentiable", "Direction", "Finding", "Live", "NotShared", "value_and_derivative"]

@@ -175,7 +175,7 @@ class _Call:
             full = list(self.point)
             for (i, _), x in zip(moving, moved, strict=True):
                 full[i] = x
-            with nullcontext() if isinstance(self.network, Network) else Live():
+            with nullcontext() if isinstance(_bare(self.network), Network) else Live():
                 return self.network(*full, **self.conditions)
 
         value, derivative = torch.func.jvp(along, tuple(values), tuple(tangents))[:2]
@@ -222,9 +222,16 @@ def _transformed() -> bool:
     )
 
 
+def _bare(network: Callable[..., Any]) -> Callable[..., Any]:
+    """The network inside a function around it that says so."""
+    found: Callable[..., Any] = getattr(network, "__wrapped__", network)
+    return found
+
+
 def _obstacle(network: Callable[..., Any]) -> NotShared | None:
     """What is known beforehand to hide the operations of a network."""
-    for module in network.modules() if isinstance(network, nn.Module) else ():
+    bare = _bare(network)
+    for module in bare.modules() if isinstance(bare, nn.Module) else ():
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         kinds = {"OptimizedModule"} if compiled else {k.__name__ for k in type(module).__mro__}
         for kind in kinds & _WRAPPERS.keys():

@@ -38,7 +38,8 @@ def value_and_derivative(
         if along is not None:
             # A place in memory of its own: the same tensor may be given twice, and stay elsewhere.
             arguments[i] = point[i].clone()
-            mode.ledger.note(arguments[i], tangent_of(point[i], along))
+            with torch.no_grad():
+                mode.ledger.note(arguments[i], tangent_of(point[i], along))
     with _nothing_compiled(), mode, Scopes(mode):
         value = network(*arguments, **conditions)
     if mode.refusal is not None:
@@ -57,9 +58,8 @@ def _nothing_compiled() -> AbstractContextManager[Any]:
 
 
 def tangent_of(x: Tensor, along: Tensor | float) -> Tensor:
-    """A direction in the shape, type and layout of an argument, without a gradient."""
-    with torch.no_grad():
-        return (torch.zeros_like(x) + along).to(x)
+    """A direction in the shape, type and layout of an argument."""
+    return (torch.zeros_like(x) + along).to(x)
 
 
 def _derivative(mode: Beside, x: Tensor) -> Tensor:
