@@ -74,7 +74,8 @@ def test_compiled_equals_published(
     finding = loss.finding(next(iter(networks.values())))
     if finding is not None:  # a derivative was taken beside its value, and looked at
         assert finding.refusal is None
-        assert finding.error is not None and finding.error < 1e-12
+        assert finding.error is not None
+        assert finding.error < 1e-12
         value, metrics = step()  # from now on it is trusted
     expected, terms = partial(reference, **constants)(networks, data, draws, label, progress)
 
@@ -113,7 +114,8 @@ def test_derivatives_are_taken_beside_their_values(name: str, progress: float) -
     (network,) = networks_for(loss, 2, ()).values()
     loss(network, torch.randn(BATCH, *SHAPE, dtype=torch.float64), progress=progress)
     finding = loss.finding(network)
-    assert finding is not None and finding.refusal is None
+    assert finding is not None
+    assert finding.refusal is None
     written = flowdsl.load(name).compile(optimize=False)
     written(network, torch.randn(BATCH, *SHAPE, dtype=torch.float64), progress=progress)
     assert written.finding(network) is None

@@ -372,6 +372,17 @@ def _random(prediction: Expr, target: Expr, scale: Expr, on: Expr | None) -> Obj
     None,
     3,
 )
+@example(  # a choice inside the first branch of a choice
+    objectives.NOISE,
+    _call(objectives.z(T), R, T, objectives.LABEL),
+    select(
+        Apply("eq", (PROGRESS_SNAP, ZERO)),
+        select(Apply("not", (Apply("eq", (PROGRESS_SNAP, ZERO)),)), PROGRESS_SNAP, R),
+        add(T, number(-1)),
+    ),
+    None,
+    1,
+)
 @given(states, states, scalars, st.one_of(st.none(), conditions), st.integers(0, 10**6))
 def test_random_objectives(
     prediction: Expr, target: Expr, scale: Expr, on: Expr | None, seed: int

@@ -198,7 +198,9 @@ class Printer:
             return self.text(branch, binding)
         if self.is_state(at) and not self.is_state(branch):
             return f"{self.text(branch, SUM + 1, state=True)} + torch.zeros_like({self.like})"
-        return self.vector(branch) if self.is_row(at) else self.text(branch, binding)
+        if self.is_row(at) and not self.is_row(branch):
+            return self.vector(branch)
+        return self.text(branch, binding)
 
     def _vector_like(self) -> str:
         return self.time_like or f"{self.like}.flatten(1)[:, 0]"
