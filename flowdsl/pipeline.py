@@ -6,6 +6,7 @@ source text -> syntax tree -> typed objective -> report
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -195,15 +196,25 @@ def derived(objective: Objective, *, latex: bool = False) -> str:
 
 
 def compared(
-    objective: Objective, other: Objective, *, at: str | None = None, near: str | None = None
+    objective: Objective,
+    other: Objective,
+    *,
+    at: str | None = None,
+    near: str | None = None,
+    upto: str | None = None,
 ) -> Report:
     """Whether two objectives have the same value, and the same gradient, for every network.
 
-    `at` and `near` are `NAME == VALUE`; the answers are the verdicts of two claims.
+    `at` and `near` are `NAME == VALUE` (one `=` will do); `upto` is a term that is left out on
+    either side. The answers are the verdicts of two claims.
     """
     from flowdsl.checks import check
 
-    where = f" at {at}" if at else f" near {near}" if near else ""
+    place = at or near or ""
+    if re.fullmatch(r"[^=<>!]*=[^=]*", place):
+        place = place.replace("=", " == ")
+    where = f" up to {upto}" if upto else ""
+    where += f" at {place}" if at else f" near {place}" if near else ""
     lines = "\n".join(f"  same {what} as {other.name}{where}" for what in ("value", "gradient"))
     asked = parse(read_source(f"objective {objective.name}\nclaims\n{lines}", "<question>"))
     claims = resolve_claims(asked, all_clauses(), objective)

@@ -64,7 +64,7 @@ def average(x: Vector, t: complex, r: complex, steps: int = 32) -> Vector:
     return (x - flow(x, t, r, steps)) / (t - r)
 
 
-def test_function(x: Vector, *times: complex) -> Vector:
+def probe(x: Vector, *times: complex) -> Vector:
     """A smooth g(x, times), linear in nothing."""
     total = sum((k + 1) * t for k, t in enumerate(times))
     a = np.sin(1.3 * x[..., 0] + 0.4 * x[..., 1] + total)
@@ -163,7 +163,7 @@ class Rows:
 
         def value(*at: Any) -> Vector:
             found = truth(*at)
-            return found + self.eta * test_function(*at) if moves else found
+            return found + self.eta * probe(*at) if moves else found
 
         at = [self(a, live) for a in node.args]
         if not node.directions:
@@ -175,13 +175,13 @@ class Rows:
 
 
 class Symbols(Numbers):
-    """States of the calculus on all rows at once; unknown functions are the test function."""
+    """States of the calculus on all rows at once; unknown functions are the probe."""
 
     def atom(self, atom: Atom) -> Vector:
         if isinstance(atom, FunctionAtom) and not any(atom.orders):
             times = [self.scalar(t) for t in atom.times]
             return self._derived(
-                lambda y: test_function(y, *times), self.state(atom.point), atom.directions
+                lambda y: probe(y, *times), self.state(atom.point), atom.directions
             )
         return super().atom(atom)
 

@@ -6,12 +6,13 @@ import time
 from dataclasses import replace
 
 from flowdsl.checks.check import Check, merged
-from flowdsl.checks.report import Status, Verdict
+from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.compare import Pair, compare
+from flowdsl.proof.compare import compare
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.notation import Notation
+from flowdsl.proof.sums import Pair
 from flowdsl.spec.objective import Claim, Objective
 
 NAME = "claims"
@@ -21,9 +22,10 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     if not objective.claims:
         return [Verdict(NAME, "not applicable", "nothing is claimed")]
     verdicts: list[Verdict] = []
+    known: dict[Claim, list[Pair]] = {}  # value and gradient are asked of the same rows
     for claim in objective.claims:
         begin = time.perf_counter()
-        found = _decide(analysis, claim)
+        found = _decide(analysis, claim, known)
         each = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [replace(verdict, seconds=each) for verdict in found]
     return verdicts
@@ -32,17 +34,21 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
 def claim_text(claim: Claim) -> str:
     """The claim as it stands in the spec."""
     text = f"same {claim.relation} as {claim.other}"
+    text += f" up to {claim.upto}" if claim.upto else ""
     if claim.mode == "always" or claim.value is None:
         return text
     return f"{text} {claim.mode} {claim.parameter} == {Notation().text(claim.value)}"
 
 
-def _decide(analysis: Analysis, claim: Claim) -> list[Verdict]:
+def _decide(analysis: Analysis, claim: Claim, known: dict[Claim, list[Pair]]) -> list[Verdict]:
     shown = claim_text(claim)
     if analysis.find is None:
         return [Verdict(NAME, "undecided", f"{shown}: the other objective is not at hand")]
     try:
-        pairs = compare(analysis, analysis.find(claim.other), claim)
+        question = replace(claim, relation="gradient")
+        if question not in known:
+            known[question] = compare(analysis, analysis.find(claim.other), claim)
+        pairs = known[question]
     except Undecided as undecided:
         return [Verdict(NAME, "undecided", f"{shown}: {undecided.reason}")]
     except DiagnosticError as error:
@@ -53,20 +59,31 @@ def _decide(analysis: Analysis, claim: Claim) -> list[Verdict]:
 
 
 def _verdict(claim: Claim, shown: str, pair: Pair) -> Verdict:
-    status: Status = "proved"
-    if not pair.same:
-        return _refuted(claim, f"{shown}: the gradients differ", pair.left)
     if claim.relation == "value":
         if pair.values:
             return Verdict(NAME, "proved", f"{shown}: row by row, for every network")
-        return _refuted(claim, f"{shown}: the losses differ", f"{pair.one} against {pair.other}")
+        return _other_value(claim, shown, pair)
+    if not pair.same:
+        return _refuted(claim, f"{shown}: the gradients differ", pair.left)
     if pair.weights:
-        return Verdict(NAME, status, f"{shown}: row by row, for every network, weights included")
+        return Verdict(NAME, "proved", f"{shown}: row by row, for every network, weights included")
     weights = f" ({pair.one} against {pair.other})" if pair.one else ""
     return Verdict(
-        NAME, status,
+        NAME, "proved",
         f"{shown}: row by row, for every network, up to each row's positive weight{weights}",
     )  # fmt: skip
+
+
+def _other_value(claim: Claim, shown: str, pair: Pair) -> Verdict:
+    if pair.apart and pair.same and pair.weights:
+        message = f"{shown}: the losses differ by a term that moves no network"
+        return _refuted(claim, message, pair.apart)
+    if pair.apart:
+        return _refuted(claim, f"{shown}: the losses differ", pair.apart)
+    if not pair.same:
+        return _refuted(claim, f"{shown}: the gradients differ", pair.left)
+    left = f"{pair.one} against {pair.other}" if pair.one else ""
+    return _refuted(claim, f"{shown}: the losses differ", left)
 
 
 def _refuted(claim: Claim, message: str, left: str) -> Verdict:
@@ -81,7 +98,8 @@ CHECK = Check(
     """The networks are functions about which nothing is known; both objectives are compared row by
 row: same state, times and conditions. `same value` compares the rows' losses. `same gradient`
 compares the directions of the rows' gradients: they must be multiples of each other by a positive
-weight, and the verdict says whether the weights agree too. `near` compares leading orders.
+weight, and the verdict says whether the weights agree too. `near` compares leading orders, `up to`
+leaves a term out on either side. Where one objective has more terms, their sums are compared.
 
     claims  same gradient as meanflow near alpha == 0
 

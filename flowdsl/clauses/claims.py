@@ -18,31 +18,36 @@ from flowdsl.syntax.tree import Comparison, Expression, Line, Name
 
 @dataclass(frozen=True)
 class ClaimLine(Line):
-    """`same gradient as OTHER at parameter == value`, `near …`, or neither."""
+    """`same gradient as OTHER at parameter == value`, `near …`, or neither; `up to` a term that is
+    left out."""
 
     relation: str
     other: str
     mode: str
     condition: Expression | None
+    upto: str | None = None
 
     def parts(self) -> tuple[str, ...]:
         text = f"same {self.relation} as {self.other}"
+        if self.upto is not None:
+            text += f" up to {self.upto}"
         if self.condition is not None:
             text += f" {self.mode} {format_expression(self.condition)}"
         return (text,)
 
 
 def _claim(span: Span, children: list[object]) -> Line:
-    relation, other, *rest = children
+    relation, other, upto, *rest = children
+    left_out = None if upto is None else str(upto)
     if str(relation) not in ("value", "gradient"):
         raise fail(
             "syntax", f"two objectives have the same value or gradient, not `{relation}`", span
         )
     if not rest or rest[0] is None:
-        return ClaimLine(span, str(relation), str(other), "always", None)
+        return ClaimLine(span, str(relation), str(other), "always", None, left_out)
     mode, condition = rest
     assert isinstance(condition, Expression)
-    return ClaimLine(span, str(relation), str(other), str(mode), condition)
+    return ClaimLine(span, str(relation), str(other), str(mode), condition, left_out)
 
 
 def _enter(scope: Scope, lines: Sequence[Line]) -> None:
@@ -54,11 +59,13 @@ def _enter(scope: Scope, lines: Sequence[Line]) -> None:
 def _claimed(line: ClaimLine, resolve: Resolve) -> Claim:
     relation: Literal["value", "gradient"] = "value" if line.relation == "value" else "gradient"
     if line.condition is None:
-        return Claim(relation, line.other, "always", span=line.span)
+        return Claim(relation, line.other, "always", upto=line.upto, span=line.span)
     mode: Literal["at", "near"] = "at" if line.mode == "at" else "near"
     match line.condition:
         case Comparison(_, (Name(_, parameter), value), ("==",)):
-            return Claim(relation, line.other, mode, parameter, resolve(value), span=line.span)
+            return Claim(
+                relation, line.other, mode, parameter, resolve(value), line.upto, line.span
+            )
     raise fail(
         "resolve",
         "a claim holds at, or near, one value of one name",
@@ -71,10 +78,10 @@ CLAUSES = (
     Clause(
         SectionSyntax(
             "claims",
-            "_SAME NAME _AS NAME [MODE expression] -> claim",
-            "same value as OTHER, or same gradient as OTHER at NAME == VALUE (or near)",
+            "_SAME NAME _AS NAME [_UPTO NAME] [MODE expression] -> claim",
+            "same value as OTHER, or same gradient as OTHER up to TERM at NAME == VALUE (or near)",
             {"claim": _claim},
-            '_SAME: "same"\n_AS: "as"\nMODE: "at" | "near"',
+            '_SAME: "same"\n_AS: "as"\n_UPTO: /up[ \\t]+to/\nMODE: "at" | "near"',
         ),
         "never",
         _enter,

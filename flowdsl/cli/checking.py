@@ -111,11 +111,14 @@ def _report_table(report: Report, source: str) -> Table:
     return table
 
 
-def compare_specs(first: str, second: str, at: str | None, near: str | None) -> int:
+def compare_specs(
+    first: str, second: str, at: str | None, near: str | None, upto: str | None = None
+) -> int:
     """Show in what two objectives are the same; 0 when value or gradient are."""
     if at is not None and near is not None:
         raise fail("command", "`--at` and `--near` are two questions", hint="ask one at a time")
-    report = pipeline.compared(pipeline.load(first), pipeline.load(second), at=at, near=near)
+    report = pipeline.compared(pipeline.load(first), pipeline.load(second), at=at, near=near,
+                               upto=upto)  # fmt: skip
     typer.echo(report.render())
     relations = [v for v in report.verdicts if v.message.startswith("same ")]
     same = {

@@ -86,21 +86,24 @@ def compare(
     first: SpecArgument,
     second: SpecArgument,
     at: Annotated[
-        str | None, typer.Option(metavar="NAME==VALUE", help="At one value of a name.")
+        str | None, typer.Option(metavar="NAME=VALUE", help="At one value of a name.")
     ] = None,
     near: Annotated[
-        str | None, typer.Option(metavar="NAME==VALUE", help="In the limit towards a value.")
+        str | None, typer.Option(metavar="NAME=VALUE", help="In the limit towards a value.")
+    ] = None,
+    up_to: Annotated[
+        str | None, typer.Option(metavar="TERM", help="Leave this term out on either side.")
     ] = None,
 ) -> None:
     """Decide whether two objectives have the same value, or the same gradient.
 
     Exit status: 0 when value or gradient are the same for every network, else 1.
 
-    Example: flowdsl compare alphaflow trajectory_flow_matching --at alpha==1
+    Example: flowdsl compare alphaflow trajectory_flow_matching --at alpha=1
     """
     from flowdsl.cli.checking import compare_specs
 
-    raise typer.Exit(compare_specs(first, second, at, near))
+    raise typer.Exit(compare_specs(first, second, at, near, up_to))
 
 
 def compile_(

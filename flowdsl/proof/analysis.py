@@ -122,7 +122,7 @@ class Analysis:
         """
         mine, yours = (scalars_of(a.objective, self.symbolic) for a in (self, other))
         names = list(dict.fromkeys([*mine[0], *yours[0]]))
-        scalars = Scalars([*names, "_0", "_1"], spare=mine[1] + yours[1] + 2)
+        scalars = Scalars([*names, "_0", "_1"], spare=mine[1] + yours[1] + 12)
         losses = Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=mine[1] + yours[1] + 4)
         series: dict[frozenset[str] | None, Series] = {}
         reserved = scalars.small(), scalars.small()
@@ -333,7 +333,7 @@ class Analysis:
     def study_with(self, case: Case, context: Context, networks: Networks) -> Study:
         """The term of a case with the given networks."""
         blind = self._is_blind(case, networks.kind)
-        row = self._row_with_marginal(case, context, networks)
+        row = self.row_with_marginal(case, context, networks)
         reader = Reader(context, networks, row)
         assert case.target is not None
         prediction, target = reader.state(case.prediction), reader.state(case.target)
@@ -349,7 +349,8 @@ class Analysis:
             blind,
         )  # fmt: skip
 
-    def _row_with_marginal(self, case: Case, context: Context, networks: Networks) -> Row:
+    def row_with_marginal(self, case: Case, context: Context, networks: Networks) -> Row:
+        """The row of a case with the mean velocity that fits its networks."""
         unknown = context.calculus.zero
         check_law(self.objective, self.base(case))
         row = self.row(case, context, networks, unknown)

@@ -2,7 +2,10 @@
 
 The networks are functions about which nothing is known, so what is found holds from the first
 training step to the last. Rows are compared as drawn: the same state, times and conditions; how
-often each kind of row is drawn is not compared. The gradient of a row's loss is
+often each kind of row is drawn is not compared.
+
+Terms are compared one by one where both objectives have as many, else all terms of a row together
+(see sums.py). The gradient of a matched row's loss is
 
     slope * 2 <variation, residual>,
 
@@ -19,33 +22,18 @@ from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.cases import Case, make_case, relevant
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
+from flowdsl.proof.kinds import RowKind, row_kinds
 from flowdsl.proof.numbers import evaluate
 from flowdsl.proof.show import Printer, ratio
 from flowdsl.proof.state import State
-from flowdsl.proof.weight import ERROR
-from flowdsl.spec.core import Draw, Expr, Level, conditions_of, number, transform
+from flowdsl.proof.sums import Pair, Total, compared, positive, total
+from flowdsl.proof.weight import ERROR, course
+from flowdsl.spec.core import Constant, Draw, Expr, Level, conditions_of, number, transform
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Claim, Objective, Term
 
 NONE: frozenset[str] = frozenset()
 HIGHEST = 3
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One kind of row of one objective beside the same kind of the other.
-
-    `same` says that the gradients are positive multiples of each other, `weights` that they are
-    equal, `values` that the losses are. `left` is what the residuals differ by, in text.
-    """
-
-    case: Case
-    same: bool
-    weights: bool
-    values: bool
-    left: str = ""
-    one: str = ""
-    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +44,10 @@ class Parameter:
     value: Element
     near: bool
     number: Expr
+
+    @property
+    def bindings(self) -> dict[Expr, Element]:
+        return {self.expr: self.value}
 
 
 def compare(analysis: Analysis, other: Objective, claim: Claim) -> list[Pair]:
@@ -81,22 +73,48 @@ def _compare(analysis: Analysis, other: Objective, claim: Claim, same_values: bo
     mine.share_with(yours)
     yours.aliases = _aliases(analysis.objective, other)
     parameter = _parameter(mine, claim)
-    terms = list(zip(mine.matched, yours.matched, strict=False))
-    if len(mine.matched) != len(yours.matched) or not terms:
-        raise Undecided("the two objectives have different numbers of terms")
-    pairs = []
-    for own, theirs in terms:
-        for case in mine.cases(own):
-            if not _holds_there(case, parameter):
-                continue
-            fitting = [c for c in yours.cases(theirs) if _compatible(case, c, parameter)]
-            fitting = fitting or [_same_rows(yours, theirs, case)]
-            for c in fitting:
-                pairs.append(_pair(mine, yours, case, c, parameter))
-                if same_values and not pairs[-1].same:
-                    return pairs  # the values of the constants decide then
+    own, theirs = (_terms(o, claim) for o in (analysis.objective, other))
+    if not own or not theirs:
+        raise Undecided("there are no terms to compare")
+    matched = all(term.target is not None for term in (*own, *theirs))
+    alone = len(own) == len(theirs) and matched
+    if alone:
+        pairs = [p for one, two in zip(own, theirs, strict=True)
+                 for p in _rows(mine, yours, [one], [two], parameter)]  # fmt: skip
+        if len(own) == 1 or all(p.same for p in pairs):
+            return _differing_last(pairs)
+    try:
+        return _differing_last(_rows(mine, yours, own, theirs, parameter))
+    except Undecided:
+        if alone:
+            return _differing_last(pairs)
+        raise
+
+
+def _differing_last(pairs: list[Pair]) -> list[Pair]:
     if not pairs:
         raise Undecided("there are no rows to compare")
+    return sorted(pairs, key=lambda pair: not pair.same)
+
+
+def _terms(objective: Objective, claim: Claim) -> list[Term]:
+    """The terms that a claim speaks of."""
+    return [t for t in objective.terms if claim.upto not in (t.name, t.group)]
+
+
+def _rows(
+    mine: Analysis, yours: Analysis, own: list[Term], theirs: list[Term],
+    parameter: Parameter | None,
+) -> list[Pair]:  # fmt: skip
+    """Every kind of row on which these terms are computed, beside the other's."""
+    others = [k for k in row_kinds(yours, theirs) if _holds_there(k.facts, parameter)]
+    pairs = []
+    for kind in row_kinds(mine, own):
+        if not _holds_there(kind.facts, parameter):
+            continue
+        fitting = [k for k in others if all(kind.facts.get(c, v) == v for c, v in k.facts.items())]
+        for other in fitting or [_same_rows(yours, theirs, kind)]:
+            pairs.append(_pair(mine, yours, kind, other, parameter))
     return pairs
 
 
@@ -116,7 +134,9 @@ def _aliases(one: Objective, other: Objective) -> dict[str, str]:
 def _parameter(analysis: Analysis, claim: Claim) -> Parameter | None:
     if claim.mode == "always" or claim.parameter is None or claim.value is None:
         return None
-    expr = analysis.objective.definitions.get(claim.parameter)
+    expr: Expr | None = analysis.objective.definitions.get(claim.parameter)
+    if claim.parameter in analysis.objective.constants:
+        expr = Constant(claim.parameter)
     if expr is None:
         raise Undecided(f"there is no `{claim.parameter}` here")
     constants = {n: float(v) for n, v in analysis.objective.constants.items()}
@@ -128,14 +148,14 @@ def _parameter(analysis: Analysis, claim: Claim) -> Parameter | None:
     return Parameter(expr, element, near, value)
 
 
-def _holds_there(case: Case, parameter: Parameter | None) -> bool:
-    """Do the step-level conditions of a case hold at (or near) the parameter's value?"""
+def _holds_there(facts: Mapping[Expr, bool], parameter: Parameter | None) -> bool:
+    """Do the step-level conditions of a kind of row hold at (or near) the parameter's value?"""
     if parameter is None:
         return True
     value = float(evaluate(parameter.number, {})) + (1e-9 if parameter.near else 0.0)
     placed = number(value)
-    for condition, truth in case.facts.items():
-        if level_of(condition) is not Level.STEP or isinstance(condition, Draw):
+    for condition, truth in facts.items():
+        if level_of(condition) is Level.ROW or isinstance(condition, Draw):
             continue
         there = transform(condition, lambda n: placed if n == parameter.expr else n)
         try:
@@ -146,43 +166,72 @@ def _holds_there(case: Case, parameter: Parameter | None) -> bool:
     return True
 
 
-def _compatible(one: Case, other: Case, parameter: Parameter | None) -> bool:
-    facts = one.facts
-    agree = all(facts.get(c, v) == v for c, v in other.facts.items())
-    return agree and _holds_there(other, parameter)
-
-
-def _same_rows(yours: Analysis, term: Term, case: Case) -> Case:
+def _same_rows(yours: Analysis, terms: list[Term], kind: RowKind) -> RowKind:
     """The other objective on rows that it never draws: what it would do there is still defined."""
-    other = make_case(term, case.facts, case.implied)
-    for expr in relevant(yours.objective, term):
-        if conditions_of(other.reduce(expr)):
-            raise Undecided("the other objective tells rows apart that this one does not")
-    return other
+    cases = []
+    for term in terms:
+        other = make_case(term, kind.facts, kind.implied)
+        for expr in relevant(yours.objective, term):
+            if conditions_of(other.reduce(expr)):
+                raise Undecided("the other objective tells rows apart that this one does not")
+        cases.append(other)
+    return RowKind(kind.facts, kind.implied, tuple(cases))
 
 
 def _pair(
-    mine: Analysis, yours: Analysis, case: Case, theirs: Case, parameter: Parameter | None
+    mine: Analysis, yours: Analysis, kind: RowKind, other: RowKind, parameter: Parameter | None
 ) -> Pair:
-    bindings: Mapping[Expr, Element] = (
-        {} if parameter is None else {parameter.expr: parameter.value}
-    )
+    bindings = {} if parameter is None else parameter.bindings
+    near = parameter is not None and parameter.near
+    alone = len(kind.cases) == len(other.cases) == 1
+    if alone and kind.cases[0].target is not None and other.cases[0].target is not None:
+        return _matched(mine, yours, kind.cases[0], other.cases[0], bindings, near)
+    if not kind.cases and not other.cases:
+        raise Undecided("rows on which neither objective has a term")
+    sides: list[Total] = []
+    for analysis, one in ((mine, kind), (yours, other)):
+        sides.append(total(analysis, one.cases, bindings))
+    shown = (mine, kind.cases[0]) if kind.cases else (yours, other.cases[0])
+    return compared(Printer.of(*shown), shown[1], sides[0], sides[1], near)
+
+
+def _matched(
+    mine: Analysis, yours: Analysis, case: Case, theirs: Case,
+    bindings: Mapping[Expr, Element], near: bool,
+) -> Pair:  # fmt: skip
+    """One matched term beside another."""
     one = mine.study(case, "free", NONE, bindings)
     two = yours.study(theirs, "free", NONE, bindings)
-    near = parameter is not None and parameter.near
+    if not one.row.same_state(two.row):
+        return Pair(case, False, False, False, "the networks see states of different paths")
     orders, residuals = zip(*(_leading(mine, s, s.residual, near) for s in (one, two)), strict=True)
     _, variations = zip(*(_leading(mine, s, s.variation, near) for s in (one, two)), strict=True)
     factor, turn = ratio(residuals[0], residuals[1]), ratio(variations[0], variations[1])
     if factor is None or turn is None:
-        difference = residuals[0] - residuals[1] if factor is None else (
-            variations[0] - variations[1])  # fmt: skip
-        return Pair(case, False, False, False, Printer.of(mine, case).state(difference))
-    if not _positive(mine, factor * turn):
+        what = "residuals" if factor is None else "variations"
+        first, second = residuals if factor is None else variations
+        left = f"{what} differ by {Printer.of(mine, case).state(first - second)}"
+        return Pair(case, False, False, False, left)
+    if not positive(mine.scalars, factor * turn):
         return Pair(
             case, False, False, False, f"{mine.scalars.text(factor * turn)} times the other"
         )
     shown, equal, values = _weights(mine, yours, case, theirs, bindings, (factor, turn, orders[0]))
+    if not equal and not _parallel(mine, yours, case, theirs):
+        return Pair(case, False, False, False, f"weights {shown[0]} against {shown[1]}", *shown)
     return Pair(case, True, equal, values, "", *shown)
+
+
+def _parallel(mine: Analysis, yours: Analysis, case: Case, theirs: Case) -> bool:
+    """Have two rows' weights the same sign?"""
+    scalars = mine.loss_scalars
+    try:
+        one, two = mine.weight(case).slope, yours.weight(theirs).slope
+        return positive(scalars, scalars.divide(one, two))
+    except Pole:
+        return False
+    except Undecided:
+        return course(mine, case) != "unknown" and course(yours, theirs) != "unknown"
 
 
 def _leading(analysis: Analysis, study: Study, state: State, near: bool) -> tuple[int, State]:
@@ -195,21 +244,6 @@ def _leading(analysis: Analysis, study: Study, state: State, near: bool) -> tupl
         if found:
             return order, found
     raise Undecided(f"both sides vanish to order {HIGHEST}")
-
-
-def _positive(analysis: Analysis, x: Element) -> bool:
-    """Is a factor positive? Known for numbers; for others, at a few values of the symbols in (0,
-    1)."""
-    exact = analysis.scalars.rational(x)
-    if exact is not None:
-        return exact > 0
-    count = len(analysis.scalars.field.gens)
-    samples = [{i: 0.1 + 0.8 * ((k * 37 + i * 61) % 100) / 100 for i in range(count)}
-               for k in range(8)]  # fmt: skip
-    try:
-        return all(analysis.scalars.numeric(x, values) > 0 for values in samples)
-    except (ArithmeticError, ValueError, Pole):
-        return False
 
 
 def _weights(

@@ -68,10 +68,21 @@ class Row:
     base: PathState
     marginal: State
 
-    def _weights(self, name: str, time: Element, velocity: bool) -> tuple[Element, Element]:
+    def weights(self, name: str, time: Element, velocity: bool) -> tuple[Element, Element]:
+        """The coefficients of data and noise in a path's state, or in its velocity."""
         path = self.context.objective.paths[name]
         reader = PathReader(self.context, self.networks, path, time)
         return reader.weights(path.velocity if velocity else path.body)
+
+    def same_state(self, other: Row) -> bool:
+        """Is the state that two rows condition on the same function of data and noise?"""
+        if self.time != other.time:
+            return False
+        return all(
+            self.weights(self.base.path, self.time, velocity)
+            == other.weights(other.base.path, other.time, velocity)
+            for velocity in (False, True)
+        )
 
     @cached_property
     def time(self) -> Element:
@@ -85,8 +96,8 @@ class Row:
     @cached_property
     def ends(self) -> tuple[State, State]:
         """Data and noise of the row, given x."""
-        a, s = self._weights(self.base.path, self.time, False)
-        da, ds = self._weights(self.base.path, self.time, True)
+        a, s = self.weights(self.base.path, self.time, False)
+        da, ds = self.weights(self.base.path, self.time, True)
         w = a * ds - s * da
         if not w:
             raise Undecided("the path stands still: its state and velocity do not give its ends")
@@ -125,16 +136,14 @@ class Row:
     def state(self, reader: Reader, node: PathState) -> State:
         if node == self.base:
             return self.context.calculus.symbol(X)
-        return self._combine(
-            reader, node, self._weights(node.path, reader.scalar(node.time), False)
-        )
+        return self._combine(reader, node, self.weights(node.path, reader.scalar(node.time), False))
 
     def velocity(self, reader: Reader, node: PathVelocity) -> State:
         base = self.base
         same = (node.path, node.time, node.data, node.noise)
         if same == (base.path, base.time, base.data, base.noise):
             return self.random_velocity
-        return self._combine(reader, node, self._weights(node.path, reader.scalar(node.time), True))
+        return self._combine(reader, node, self.weights(node.path, reader.scalar(node.time), True))
 
     def _combine(
         self, reader: Reader, node: PathState | PathVelocity, weights: tuple[Element, Element]

@@ -139,7 +139,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Claim:
-    """`same gradient as OTHER at CONDITION`: a theorem about this objective."""
+    """`same gradient as OTHER up to TERM at CONDITION`: a theorem about this objective.
+
+    `upto` names a term, or a group of terms, that is left out on either side.
+    """
 
     relation: Literal["value", "gradient"]
     other: str
