@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +83,28 @@ class Objective:
             self.typed, optimize=optimize, derivative=derivative, constants=constants
         )
 
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in which the objective is trained; none when it is trained in one piece."""
+        return tuple(
+            Stage(part.name, _objective(part.tree), part.share, part.carried)
+            for part in pipeline.stages(self.tree)
+        )
+
     def text(self) -> str:
         """The spec by itself: printed, with everything that it extends written out."""
         return pipeline.standalone(self.tree)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a staged objective: what is trained, its share of all steps, and the networks
+    that it takes over, as pairs (network, earlier stage).
+    """
+
+    name: str
+    objective: Objective
+    share: Fraction
+    carried: tuple[tuple[str, str], ...]
 
 
 def load(spec: str | Path) -> Objective:

@@ -15,12 +15,14 @@ from flowdsl.cli.common import (
     warn_unless_proved,
     wide_console,
 )
+from flowdsl.cli.staging import stage_plans
 from flowdsl.diagnostics import fail
 
 if TYPE_CHECKING:
     from flowdsl.runtime.loss import Loss
     from flowdsl.runtime.sampling import Sampler
     from flowdsl.runtime.training.directory import SavedSpec
+    from flowdsl.runtime.training.trainer import RunResult
 
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as `train` names it.")]
 WeightsOption = Annotated[
@@ -64,7 +66,8 @@ def train(
 ) -> None:
     """Train an objective on real images: the embedded digits, or data of your own.
 
-    Ctrl-C saves and says how to resume; `--resume` goes on exactly.
+    An objective with `stages` is trained stage by stage, teachers first. Ctrl-C saves and says how
+    to resume; `--resume` goes on exactly.
 
     Examples: flowdsl train meanflow steps=2000 batch=128;
     flowdsl train my.flow data=folder:photos resolution=32 size=micro;
@@ -73,7 +76,8 @@ def train(
     if list_settings:
         _print_settings()
         return
-    from flowdsl.runtime.runs import resume_run, train_run
+    from flowdsl.runtime.runs import train_run
+    from flowdsl.runtime.stages import train_stages
     from flowdsl.runtime.training.overrides import make_config
 
     if resume is not None:
@@ -83,24 +87,48 @@ def train(
                 "a resumed run keeps its spec and settings",
                 hint=f"flowdsl train --resume {resume}",
             )
-        raise typer.Exit(resume_run(resume, compile_saved, progress=not quiet).exit_code)
+        raise typer.Exit(_go_on(resume, quiet).exit_code)
     if spec is None or "=" in spec:
         raise fail("command", "no spec is named", hint="for example: flowdsl train meanflow")
     import flowdsl
     from flowdsl import pipeline
 
     objective = flowdsl.load(spec)
-    warn_unless_proved(objective)
+    sources = {role: Path(run) for role, run in _pairs(start)}
+    parts = objective.stages()
+    for one in {one.name: one for one in (p.objective for p in parts)}.values() or [objective]:
+        warn_unless_proved(one)
+    if parts:
+        plans = stage_plans(objective, parts, settings or [], constants(set_))
+        result = train_stages(
+            plans,
+            compile_saved,
+            objective.name,
+            run_dir=out,
+            sources=sources,
+            progress=not quiet,
+        )
+        raise typer.Exit(result.exit_code)
     saved = _saved(objective, constants(set_))
     result = train_run(
         compile_saved(saved),
         make_config(settings or [], pipeline.recipe(objective.tree)),
         saved,
         run_dir=out,
-        sources={role: Path(run) for role, run in _pairs(start)},
+        sources=sources,
         progress=not quiet,
     )
     raise typer.Exit(result.exit_code)
+
+
+def _go_on(run: Path, quiet: bool) -> RunResult:
+    """Resumes a run; a stage of a staged run goes on with the stages after it."""
+    from flowdsl.runtime.runs import resume_run
+    from flowdsl.runtime.stages import is_staged, resume_stages, whole_run
+
+    whole = whole_run(run)
+    resumed = resume_stages if is_staged(whole) else resume_run
+    return resumed(whole, compile_saved, progress=not quiet)
 
 
 def sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from flowdsl.runtime.randomness import derive_seed
 from flowdsl.runtime.training.checkpoints import Checkpoint, load_checkpoint
 from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.device import choose_device
-from flowdsl.runtime.training.directory import RunDirectory, RunRecord, SavedSpec
+from flowdsl.runtime.training.directory import RunDirectory, RunRecord, SavedSpec, last_run
 from flowdsl.runtime.training.state import load_frozen
 
 #: Turns a saved spec into a loss; whoever has a compiler supplies it.
@@ -24,6 +25,13 @@ CompileSpec = Callable[[SavedSpec], CompiledLoss]
 
 #: Builds fresh networks for an objective, data and config.
 BuildNetworks = Callable[[CompiledLoss, DataCard, TrainConfig], Networks]
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """A network that can take over the weights of one that is built otherwise."""
+
+    def adopt(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ def load_run(
     themselves. `build` makes the networks of a run with modules of your own. Raises
     `DiagnosticError` for folders that are no runs, damaged checkpoints, unknown weights.
     """
-    directory = RunDirectory(run_dir)
+    directory = RunDirectory(last_run(run_dir))
     record = directory.record()
     checkpoint = load_checkpoint(directory.checkpoints, step)
     loss = compile_spec(record.spec)
@@ -104,7 +112,9 @@ def bundled_networks(loss: CompiledLoss, card: DataCard, config: TrainConfig) ->
 def start_from(networks: Networks, loss: CompiledLoss, sources: Mapping[str, Path]) -> None:
     """Copies the averaged weights of other runs into networks, by role: teachers and warm starts.
 
-    From a run with several learned networks the one of the same role is taken. Raises
+    From a run with several learned networks the one of the same role is taken, else the only one
+    that gives a state. A network with a method `adopt(weights, config)` takes over what it can of
+    one that is built otherwise. Raises
     `DiagnosticError` for unknown roles, and for weights of another shape.
     """
     roles = [network.name for network in loss.signature.networks]
@@ -117,8 +127,12 @@ def start_from(networks: Networks, loss: CompiledLoss, sources: Mapping[str, Pat
                 hint=did_you_mean(role, roles),
             )
         module = networks[role] if isinstance(networks, Mapping) else networks
+        weights, described = _learned_weights(path, role)
         try:
-            module.load_state_dict(_learned_weights(path, role))
+            if described is not None and isinstance(module, Adopts):
+                module.adopt(weights, described)
+            else:
+                module.load_state_dict(weights)
         except RuntimeError as error:
             raise fail(
                 "train",
@@ -136,18 +150,33 @@ def start_from(networks: Networks, loss: CompiledLoss, sources: Mapping[str, Pat
             )
 
 
-def _learned_weights(path: Path, role: str) -> dict[str, Tensor]:
-    """The first average of a run's learned network: of this role, or of the only one there is."""
-    checkpoint = load_checkpoint(RunDirectory(path).checkpoints)
+def _learned_weights(path: Path, role: str) -> tuple[dict[str, Tensor], Any]:
+    """The first average of a run's learned network, and how that was built (None: not told).
+
+    Of several learned networks it is the one of this role, else the only one that gives a state.
+    """
+    directory = RunDirectory(last_run(path))
+    checkpoint = load_checkpoint(directory.checkpoints)
     average = checkpoint.tensors[_weights_name("ema", checkpoint)]
+    described = directory.record().networks
     roles = sorted({key.partition(".")[0] for key in average})
-    source = role if role in roles else roles[0]
-    if role not in roles and len(roles) > 1:
-        raise fail(
-            "train", f'{path} has no network "{role}"', facts=(("it has", ", ".join(roles)),)
-        )
+    source = role
+    if role not in roles:
+        states = [name for name in roles if _gives_state(described.get(name))]
+        if len(states) != 1:
+            raise fail(
+                "train", f'{path} has no network "{role}"', facts=(("it has", ", ".join(roles)),)
+            )
+        source = states[0]
     prefix = f"{source}."
-    return {key.removeprefix(prefix): v for key, v in average.items() if key.startswith(prefix)}
+    weights = {key.removeprefix(prefix): v for key, v in average.items() if key.startswith(prefix)}
+    return weights, described.get(source)
+
+
+def _gives_state(described: Any) -> bool:
+    """Whether a network's own record does not say that it returns numbers alone."""
+    heads = described.get("heads") if isinstance(described, Mapping) else None
+    return not heads or any(head["kind"] == "state" for head in heads)
 
 
 def _weights_name(weights: str, checkpoint: Checkpoint) -> str:

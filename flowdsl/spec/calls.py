@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
-from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import (
-    Apply,
     Evaluate,
     Expr,
     Formal,
     Given,
     Kind,
-    Number,
     PathState,
     PathVelocity,
     Stop,
 )
 from flowdsl.spec.env import Env
+from flowdsl.spec.flows import flow
 from flowdsl.spec.operations import OPERATIONS
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.tree import Call, Name, Replacement
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
     from flowdsl.spec.resolve import Resolver
 
 MAX_CALLS = 50_000
-MAX_STEPS = 64
 
 
 def call(resolver: Resolver, node: Call, env: Env) -> Expr:
@@ -297,48 +292,8 @@ def _velocity(resolver: Resolver, node: Call, env: Env) -> Expr:
     return velocity_of(state, node.span)
 
 
-def _flow(resolver: Resolver, node: Call, env: Env) -> Expr:
-    """`flow(F, x, t, s, steps = N)`: a map composed, or a velocity integrated by Euler steps."""
-    keywords = {k.name: k.value for k in node.keywords}
-    steps_node = keywords.pop("steps", None)
-    if len(node.arguments) != 4 or keywords or steps_node is None:
-        raise fail("resolve", "`flow` takes (map, state, start, end, steps = N)", node.span)
-    steps = constant_value(resolver.expression(steps_node, env), resolver.constants)
-    if steps is None or steps.denominator != 1 or not 1 <= steps <= MAX_STEPS:
-        raise fail("resolve", f"steps are a number from 1 to {MAX_STEPS}", steps_node.span)
-    what = node.arguments[0]
-    if not isinstance(what, Name):
-        raise fail("resolve", "the first argument of `flow` names a map or a network", what.span)
-    state, start, end = (resolver.expression(a, env) for a in node.arguments[1:])
-    count = int(steps)
-    times = [start]
-    for i in range(1, count):
-        part = Number(Fraction(i, count))
-        step = Apply("mul", (part, Apply("sub", (end, start))))
-        times.append(Apply("add", (start, step)))
-    times.append(end)
-    names = ("flow:state", "flow:start", "flow:end")
-    for a, b in pairwise(times):
-        bound: dict[str, Expr | str] = {
-            **env.values,
-            **dict(zip(names, (state, a, b), strict=True)),
-        }
-        inner = replace(env, values=bound)
-        here = [Name(node.span, n) for n in names]
-        if what.id in resolver.scope.map_lines:
-            state = resolver.expression(
-                Call(node.span, what.id, tuple(here), (), node.replaced), inner
-            )
-        else:
-            rate = resolver.expression(
-                Call(node.span, what.id, tuple(here[:2]), (), node.replaced), inner
-            )
-            state = Apply("add", (state, Apply("mul", (Apply("sub", (b, a)), rate))))
-    return state
-
-
 _SPECIAL: dict[str, Callable[[Resolver, Call, Env], Expr]] = {
     "stop": _stop,
     "velocity": _velocity,
-    "flow": _flow,
+    "flow": flow,
 }

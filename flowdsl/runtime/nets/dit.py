@@ -6,7 +6,8 @@ They know how a network role is called and nothing of the objective that trains 
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from flowdsl.diagnostics import fail
 from flowdsl.runtime.contract import NULL_LABEL, ArgumentKind
+from flowdsl.runtime.nets.adopt import adopted
 from flowdsl.runtime.nets.config import NetworkConfig
 from flowdsl.runtime.nets.inputs import Inputs, Value, bind, check_labels
 from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear, TimeEmbedding, modulated
@@ -41,6 +43,14 @@ class Network(nn.Module):
     def describe(self) -> str:
         """One line about size and parts."""
         raise NotImplementedError
+
+    def adopt(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        """Takes over the weights of another bundled network, told by its `config.as_dict()`.
+
+        What that one did not see has no effect at first. Raises a diagnostic where they don't fit.
+        """
+        source = NetworkConfig.from_dict(config)
+        self.load_state_dict(adopted(self.state_dict(), self.config, weights, source))
 
     def condition(self, inputs: Inputs, like: Tensor) -> Tensor:
         """Times, scalars and label as one vector per row, `(batch, width)`."""

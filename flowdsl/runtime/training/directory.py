@@ -31,6 +31,9 @@ from flowdsl.runtime.training.config import TrainConfig
 
 FORMAT = 1
 
+#: What a run in stages holds beside a run per stage.
+STAGES = "stages.json"
+
 
 @dataclass(frozen=True)
 class SavedSpec:
@@ -101,6 +104,21 @@ class RunDirectory:
         """The emitted loss that the run was started with."""
         file = self.path / "loss.py"
         return file.read_text() if file.is_file() else ""
+
+
+def last_run(path: Path | str) -> Path:
+    """The run that a folder stands for: itself, or the last stage that has a checkpoint.
+
+    A staged run is sampled, evaluated and carried over from by its last stage.
+    """
+    folder = Path(path)
+    if not (folder / STAGES).is_file():
+        return folder
+    begun = [file.parent for file in folder.glob("*/run.json") if file.parent.name[0].isdigit()]
+    begun = [run for run in begun if any((run / "checkpoints").glob("step-*"))]
+    if not begun:
+        raise fail("run", f"no stage of {folder} has a checkpoint yet", hint="train it further")
+    return max(begun, key=lambda run: int(run.name.partition("-")[0]))
 
 
 def fresh_directory(root: Path, objective: str, data: str) -> Path:
