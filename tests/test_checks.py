@@ -440,7 +440,7 @@ def test_any_prediction_that_determines_the_velocity_passes(
 
 CONSISTENCY = """objective consistency "t" arXiv:1
 path z(t) = {path}
-times t, s ~ sorted(uniform(0, 1))
+times t, s ~ sorted(uniform(0, {last}))
 network f(z, t)
 map z(t) -> z(0) = {map}
 target match map(z, t, 0) to stop(map({second}, s, 0))
@@ -449,18 +449,24 @@ loss mse
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "second", "outcome"),
+    ("path", "last", "body", "second", "outcome"),
     [
-        ("(1 - t) * data + t * noise", "z + t * f(z, t)", "z(s)", "order 2"),
-        ("data + t * noise", "z + t * f(z, t)", "z(s)", "order 2"),
-        ("cos(t) * data + sin(t) * noise", "cos(t) * z - sin(t) * f(z, t)", "z(s)", "order 2"),
-        ("data + t * noise", "z + t * f(z, t)", "z", "refuted"),
+        ("(1 - t) * data + t * noise", "1", "z + t * f(z, t)", "z(s)", "order 2"),
+        ("data + t * noise", "80", "z + t * f(z, t)", "z(s)", "order 2"),
+        (
+            "cos(t) * data + sin(t) * noise",
+            "1.57",
+            "cos(t) * z - sin(t) * f(z, t)",
+            "z(s)",
+            "order 2",
+        ),
+        ("data + t * noise", "80", "z + t * f(z, t)", "z", "refuted"),
     ],
 )
 def test_consistency_training_has_a_bias_of_second_order(
-    path: str, body: str, second: str, outcome: str
+    path: str, last: str, body: str, second: str, outcome: str
 ) -> None:
-    found = judged(CONSISTENCY.format(path=path, map=body, second=second))
+    found = judged(CONSISTENCY.format(path=path, last=last, map=body, second=second))
     assert verdict(found, "identity", "target").shown == outcome
     if outcome == "order 2":
         assert found.ok
@@ -468,7 +474,7 @@ def test_consistency_training_has_a_bias_of_second_order(
 
 
 def test_a_bare_consistency_network_admits_constants() -> None:
-    spec = CONSISTENCY.format(path="data + t * noise", map="f(z, t)", second="z(s)")
+    spec = CONSISTENCY.format(path="data + t * noise", last="80", map="f(z, t)", second="z(s)")
     found = judged(spec)
     assert verdict(found, "boundary", "map").status == "refuted"
     assert any(

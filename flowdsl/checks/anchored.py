@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from flowdsl.checks.boundary import deviation
 from flowdsl.checks.check import Check, rows_text
 from flowdsl.checks.identity import used
+from flowdsl.checks.reach import untied, untrained
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -26,6 +28,18 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     if not analysis.matched:
         return [Verdict(NAME, "not applicable", "no term states an identity")]
     begin = time.perf_counter()
+    verdicts = _decide(objective, analysis)
+    if analysis.values is not analysis and any(v.status == "undecided" for v in verdicts):
+        by_value = _decide(objective, analysis.values)
+        if not any(v.status == "undecided" for v in by_value):
+            verdicts = by_value
+    each = (time.perf_counter() - begin) / max(1, len(verdicts))
+    return [Verdict(v.check, v.status, v.message, v.term, v.case, v.left_over, v.order,
+                    v.identities, each, v.diagnostic) for v in verdicts]  # fmt: skip
+
+
+def _decide(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    """For all values of the constants, or at those of the spec, as the analysis has them."""
     found = anchors(analysis)
     verdicts = [_loose(objective, found)] if found.empty and found.equations else []
     if not verdicts:
@@ -33,10 +47,8 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         verdicts += [_open(analysis, objective, found, c) for c in found.loose]
         verdicts += [_unread(reason) for reason in dict.fromkeys(found.failures) if not found.tied]
         verdicts += _elsewhere(objective, analysis)
-    verdicts += _never_labelled(objective)
-    each = (time.perf_counter() - begin) / max(1, len(verdicts))
-    return [Verdict(v.check, v.status, v.message, v.term, v.case, v.left_over, v.order,
-                    v.identities, each, v.diagnostic) for v in verdicts]  # fmt: skip
+        verdicts += _unreached(objective, analysis, found)
+    return verdicts + _never_labelled(objective, analysis)
 
 
 def _loose(objective: Objective, found: Anchors) -> Verdict:
@@ -120,11 +132,26 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
     return verdicts
 
 
-def _never_labelled(objective: Objective) -> list[Verdict]:
-    """A network with a label among its conditions, and no row that shows it one."""
-    calls = [
-        call for term in objective.terms for call in live_calls(objective, term.loss)
+def _unreached(objective: Objective, analysis: Analysis, found: Anchors) -> list[Verdict]:
+    """Times of the path that no row draws where it matters."""
+    messages = {
+        untrained(objective, analysis, flow_map): flow_map.span
+        for flow_map in objective.maps.values()
+    }
+    messages[untied(objective, analysis, found)] = analysis.matched[0].span
+    hint = "let the laws of the times, and the rows they hold on, reach all of the path"
+    return [
+        Verdict(NAME, "unanchored", message, diagnostic=Diagnostic(NAME, message, span, hint=hint))
+        for message, span in messages.items() if message
     ]  # fmt: skip
+
+
+def _never_labelled(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    """A network with a label among its conditions, and no row that shows it one."""
+    losses = [term.loss for term in objective.terms if term.target is None]
+    with suppress(Undecided):
+        losses += [case.loss for case in analysis.all_cases()]
+    calls = [call for loss in losses for call in live_calls(objective, loss)]
     verdicts = []
     for network in objective.networks.values():
         shown = [dict(c.conditions).get("label") for c in calls if c.network == network.name]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from flowdsl.checks.check import Check
 from flowdsl.checks.report import Verdict
@@ -16,14 +18,19 @@ from flowdsl.proof.numbers import path_weights
 from flowdsl.proof.show import times
 from flowdsl.proof.truth import MapNetwork, shape_of
 from flowdsl.proof.wellformed import flaw
-from flowdsl.spec.core import Expr, Formal
+from flowdsl.spec.core import Expr, Formal, PathState, walk
 from flowdsl.spec.objective import FlowMap, Objective, Path
 
 NAME = "boundary"
+ENDS = (0.0, 1.0, math.pi / 2)  #: where paths of the field begin and end
+NEARLY = 0.02  #: weights of data and noise up to which an end counts as the other one alone
+FADED = (
+    0.2  #: data's weight beside the noise's, up to which a path without an end has noise at last
+)
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
-    verdicts = [_path(objective, path) for path in objective.paths.values()]
+    verdicts = [_path(objective, analysis, path) for path in objective.paths.values()]
     if not objective.maps:
         verdicts.append(Verdict(NAME, "not applicable", "no map: the network learns a velocity"))
     for flow_map in objective.maps.values():
@@ -31,28 +38,66 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     return verdicts
 
 
-def _path(objective: Objective, path: Path) -> Verdict:
-    """The path must reach the data at one of its ends, and must not stand still on the way."""
+def _path(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
+    """The path must join the data and the noise, and must not stand still on the way."""
     begin = time.perf_counter()
-    ends = {}
-    for moment in (0.0, 1.0):
-        try:
-            ends[moment] = path_weights(objective, path, moment)
-        except Undecided:
-            continue
-    data = [moment for moment, (a, s) in ends.items() if close(a, 1) and close(s, 0)]
+    verdict = _standing(objective, path) or _ends(objective, analysis, path)
+    return replace(verdict, term=path.state, seconds=time.perf_counter() - begin)
+
+
+def _standing(objective: Objective, path: Path) -> Verdict | None:
     still = [moment for moment in (0.25, 0.5, 0.75) if close(_turn(objective, path, moment), 0)]
-    seconds = time.perf_counter() - begin
-    if still:
-        message = f"{path.state}({still[0]:g}) and its velocity do not determine data and noise"
-        diagnostic = Diagnostic(NAME, message, path.span,
-                                hint="let the path move from data to noise")  # fmt: skip
-        return Verdict(NAME, "refuted", message, path.state, seconds=seconds, diagnostic=diagnostic)
+    if not still:
+        return None
+    message = f"{path.state}({still[0]:g}) and its velocity do not determine data and noise"
+    return _refuted(path, message, "let the path move from data to noise")
+
+
+def _ends(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
+    """At one end the data alone, with weight 1; at the other the noise alone, or nearly so."""
+    ends: dict[float, tuple[float, float]] = {}
+    for moment in ENDS:
+        with suppress(Undecided):
+            ends[moment] = path_weights(objective, path, moment)
+    if not ends:  # other draws than data and noise
+        return Verdict(NAME, "note", f"the path {path.state} is nowhere equal to the data")
+    data = [m for m, (a, s) in ends.items() if abs(a - 1) < NEARLY and abs(s) < NEARLY]
     if not data:
-        message = f"the path {path.state} is nowhere equal to the data"
-        return Verdict(NAME, "note", message, path.state, seconds=seconds)
-    return Verdict(NAME, "proved", f"{path.state}({data[0]:g}) is the data", path.state,
-                   seconds=seconds)  # fmt: skip
+        hint = "let the weight of the data be 1, and that of the noise 0, at one end"
+        scaled = [(m, a) for m, (a, s) in ends.items() if close(s, 0) and not close(a, 0)]
+        if scaled:
+            moment, a = scaled[0]
+            message = f"{path.state}({moment:g}) is {a:g} * data: what is generated is not the data"
+            return _refuted(path, message, hint)
+        return _refuted(path, f"the path {path.state} is nowhere equal to the data", hint)
+    if not any(abs(a) < NEARLY * abs(s) for a, s in ends.values()):
+        last = _last(analysis, path)
+        if last is not None:
+            with suppress(Undecided):
+                a, s = path_weights(objective, path, last)
+                if abs(a) > FADED * abs(s):
+                    message = (f"at the last time, {last:g}, {path.state} is still {a:.3g} * data "
+                               f"+ {s:.3g} * noise: samples start from noise alone")  # fmt: skip
+                    return _refuted(path, message, "draw times up to where the noise prevails")
+    return Verdict(NAME, "proved", f"{path.state}({data[0]:g}) is the data")
+
+
+def _refuted(path: Path, message: str, hint: str) -> Verdict:
+    return Verdict(NAME, "refuted", message,
+                   diagnostic=Diagnostic(NAME, message, path.span, hint=hint))  # fmt: skip
+
+
+def _last(analysis: Analysis, path: Path) -> float | None:
+    """The largest time at which the path is drawn; None where there is no largest or none is
+    known."""
+    latest: list[float] = []
+    for term in analysis.objective.terms:
+        for node in walk(term.loss):
+            if isinstance(node, PathState) and node.path == path.state:
+                form = analysis.domain.affine(node.time, {})
+                latest.append(math.inf if form is None else analysis.domain.hull(form)[1])
+    highest = max(latest, default=math.inf)
+    return highest if math.isfinite(highest) else None
 
 
 def _turn(objective: Objective, path: Path, moment: float) -> float:

@@ -69,7 +69,7 @@ def _at(analysis: Analysis, name: str, expr: Expr, place: str, value: float) -> 
     outcomes = [
         _outcome(analysis, case, expr, value)
         for case in analysis.all_cases()
-        if _current(analysis, case, progress)
+        if current(analysis, case, progress)
     ]
     ranked: tuple[Status, ...] = ("refuted", "undecided", "order")
     worst: Status = next((s for s in ranked if s in outcomes), "proved")
@@ -84,7 +84,7 @@ def _at(analysis: Analysis, name: str, expr: Expr, place: str, value: float) -> 
     return Verdict(NAME, worst, message, diagnostic=None if worst == "order" else diagnostic)
 
 
-def _current(analysis: Analysis, case: Case, progress: float) -> bool:
+def current(analysis: Analysis, case: Case, progress: float) -> bool:
     """Do the step-level conditions of a case hold at this share of training?"""
     try:
         return all(

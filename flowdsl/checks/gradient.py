@@ -14,7 +14,8 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.numbers import evaluate
 from flowdsl.proof.sample import live_calls
 from flowdsl.proof.weight import ENTRIES, ERROR
-from flowdsl.spec.core import Apply, Evaluate, Expr, Stop, children, walk
+from flowdsl.spec.core import Apply, Evaluate, Expr, Level, Stop, children, walk
+from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term
 
 NAME = "gradient"
@@ -29,6 +30,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         found = _target(objective, term) + _fixed(objective, term)
         found += _second_order(objective, term) + _weights(analysis, term)
         found += _silent(objective, term) + _clips(objective, term) + _empty(analysis, term)
+        found += _never(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
                              seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
@@ -210,16 +212,32 @@ def _empty(analysis: Analysis, term: Term) -> list[Verdict]:
         return []
     found: list[Case] = []
     with suppress(Undecided):
-        for case in analysis.cases(term):
-            exprs = [e for e in (case.prediction, case.target) if e is not None]
-            calls = {n.network for e in exprs for n in walk(e) if isinstance(n, Evaluate)}
-            lagging = any(analysis.objective.networks[n].average_of is not None for n in calls)
-            if not lagging and not analysis.study(case, kind="free").residual:
-                found.append(case)
+        found += [case for case in analysis.cases(term) if is_empty(analysis, case)]
     if not found:
         return []
     message = "prediction and target are the same for every network: nothing is learnt"
     return [Verdict(NAME, "note", message, case=rows_text(analysis, found))]
+
+
+def _never(analysis: Analysis, term: Term) -> list[Verdict]:
+    """A term that no row computes: whatever it states, nothing learns it."""
+    switched = term.rows is not None and level_of(term.rows) is Level.CONSTANT
+    try:
+        if switched or analysis.cases(term):
+            return []
+    except Undecided:
+        return []
+    message = "no row ever computes this term: its conditions exclude one another"
+    diagnostic = Diagnostic(NAME, message, term.span, hint="look at its rows and their laws")
+    return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+
+
+def is_empty(analysis: Analysis, case: Case) -> bool:
+    """Are prediction and target of a case the same for every network? Raises `Undecided`."""
+    exprs = [e for e in (case.prediction, case.target) if e is not None]
+    calls = {n.network for e in exprs for n in walk(e) if isinstance(n, Evaluate)}
+    lagging = any(analysis.objective.networks[n].average_of is not None for n in calls)
+    return not lagging and not analysis.study(case, kind="free").residual
 
 
 CHECK = Check(

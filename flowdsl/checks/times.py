@@ -29,24 +29,31 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.kinds import level_of
-from flowdsl.spec.objective import FlowMap, Objective, Path
+from flowdsl.spec.objective import FlowMap, Objective, Path, Term
 
 NAME = "times"
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    crossed = analysis.domain.crossed({})
+    if crossed:
+        return [_crossed(crossed, objective.terms[0])]
     verdicts = per_case(NAME, analysis, objective.terms, lambda case: _decide(analysis, case))
     return verdicts + _directions(objective, analysis)
+
+
+def _crossed(name: str, term: Term) -> Verdict:
+    message = f"the law of {name} can have its upper end below its lower one"
+    hint = f"draw what stands in its ends so that {name} has room"
+    diagnostic = Diagnostic(NAME, message, term.span, hint=hint)
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
     row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
     crossed = analysis.domain.crossed(row)
     if crossed:
-        message = f"the law of {crossed} can have its upper end below its lower one"
-        hint = f"draw what stands in its ends so that {crossed} has room"
-        diagnostic = Diagnostic(NAME, message, case.term.span, hint=hint)
-        return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
+        return _crossed(crossed, case.term)
     bounds = analysis.domain.bounds(row)
     printer = Printer.of(analysis, case)
     unknown: list[str] = []
@@ -128,7 +135,7 @@ def _follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine)
 
 def _forms(analysis: Analysis, expr: Expr) -> list[Affine] | None:
     """The time as affine functions of the draws, one per corner of the curricula in it."""
-    steps = _steps(expr)
+    steps = steps_in(expr)
     if not steps:
         form = analysis.domain.affine(expr, {})
         return None if form is None else [form]
@@ -169,13 +176,13 @@ def _is_affine_in(
     return True
 
 
-def _steps(expr: Expr) -> list[Expr]:
+def steps_in(expr: Expr) -> list[Expr]:
     """The largest parts of a time that only change from step to step."""
     if level_of(expr) is Level.STEP:
         return [expr]
     found: dict[Expr, None] = {}
     for child in children(expr):
-        found.update(dict.fromkeys(_steps(child)))
+        found.update(dict.fromkeys(steps_in(child)))
     return list(found)
 
 
@@ -191,7 +198,7 @@ def _ordered(analysis: Analysis, case: Case, bounds: list[Bound]) -> Verdict:
     printer = Printer.of(analysis, case)
     ways: dict[str, None] = {}
     limits: dict[str, None] = {}
-    for node, start, end in _jumps(analysis, case):
+    for node, start, end in jumps(analysis, case):
         difference = Apply("sub", (start, end))
         if analysis.domain.affine(difference, {}) == Affine.number(0) or start == end:
             limits[printer.call_text(node)] = None
@@ -221,7 +228,7 @@ def _directions(objective: Objective, analysis: Analysis) -> list[Verdict]:
     ]  # fmt: skip
     for flow_map in two_times:
         path = objective.paths[flow_map.path]
-        towards = _data_is_later(objective, path)
+        towards = data_is_later(objective, path)
         ways = _ways(analysis, flow_map)
         if towards is None or ways != {"down" if towards else "up"}:
             continue
@@ -239,12 +246,12 @@ def _ways(analysis: Analysis, flow_map: FlowMap) -> set[str]:
         for case in analysis.all_cases():
             row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
             bounds = analysis.domain.bounds(row)
-            for _, start, end in _jumps(analysis, case, flow_map):
+            for _, start, end in jumps(analysis, case, flow_map):
                 ways.add(_way(analysis, bounds, start, end))
     return ways - {"nowhere"}
 
 
-def _data_is_later(objective: Objective, path: Path) -> bool | None:
+def data_is_later(objective: Objective, path: Path) -> bool | None:
     """Does the path end in the data? None where neither of its usual ends is the data."""
     for moment in (0.0, 1.0, 1.5707963267948966):
         try:
@@ -268,7 +275,7 @@ def _way(analysis: Analysis, bounds: list[Bound], start: Expr, end: Expr) -> str
     return "either"
 
 
-def _jumps(
+def jumps(
     analysis: Analysis, case: Case, only: FlowMap | None = None
 ) -> list[tuple[Evaluate, Expr, Expr]]:
     """Every evaluation of a map's network, with the start and end of the jump it stands for."""

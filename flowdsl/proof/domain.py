@@ -168,7 +168,7 @@ class Domain:
                 return everything
             if not known.terms:
                 return float(known.constant), float(known.constant)
-            return self._hull(known)
+            return self.hull(known)
         parts = [self.support(arg) for arg in law.args]
         if law.law in LAWS:
             try:
@@ -178,7 +178,7 @@ class Domain:
             return float(low), float(high)
         return _arithmetic(law.law, parts)
 
-    def _hull(self, expr: Affine) -> tuple[float, float]:
+    def hull(self, expr: Affine) -> tuple[float, float]:
         """Of an expression in earlier draws, by their own supports."""
         low = high = float(expr.constant)
         for name, c in expr.terms:

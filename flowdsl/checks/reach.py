@@ -1,0 +1,155 @@
+"""Do the rows that train a map, and those that tie it to the data, reach all of the path's times?
+
+An identity says nothing at times that no row draws. A sampler jumps anywhere between the path's
+ends, and an ordinary differential equation in the end time only holds the map to the flow when it
+is trained from the diagonal on. Times are probed: the laws of a row are linear inequalities, and
+whether some row has given times is decided exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+
+from flowdsl.checks.curriculum import current
+from flowdsl.checks.gradient import is_empty
+from flowdsl.checks.times import data_is_later, domain, jumps, steps_in
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.anchor import Anchors
+from flowdsl.proof.cases import Case
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.inequalities import Affine, Bound, feasible
+from flowdsl.proof.sample import live_calls
+from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Given, Level, walk
+from flowdsl.spec.kinds import level_of
+from flowdsl.spec.objective import FlowMap, LawCall, Objective, Path
+
+#: Where training is looked for, as shares of the path's length: laws may leave out its very ends.
+PROBES = (Fraction(3, 20), Fraction(2, 5), Fraction(13, 20), Fraction(9, 10))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Rows of one kind, and the times at which they train: none that is fixed, one or two."""
+
+    bounds: tuple[Bound, ...]
+    times: tuple[Affine, ...]
+
+    def at(self, moments: Iterable[Fraction]) -> bool:
+        """Is there a row with these times?"""
+        system = list(self.bounds)
+        for time, moment in zip(self.times, moments, strict=True):
+            ahead = time - Affine.number(moment)
+            system += [Bound(ahead, False), Bound(-ahead, False)]
+        return feasible(system)
+
+
+def untrained(objective: Objective, analysis: Analysis, flow_map: FlowMap) -> str:
+    """Jumps of a map that no row trains, in words; empty when there are none, or none is known."""
+    if _learns_otherwise(objective, flow_map):
+        return ""
+    try:
+        found = _missed(analysis, flow_map, False)
+        if found:
+            return f"no row trains the map {found}"
+        found = _missed(analysis, flow_map, True) if analysis.curricula.all else ""
+        return f"at the end of training no row trains the map {found}" if found else ""
+    except Undecided:
+        return ""
+
+
+def untied(objective: Objective, analysis: Analysis, found: Anchors) -> str:
+    """Times at which nothing ties the velocity to the data, in words; empty when there are none."""
+    rows: list[Reached] = []
+    path: Path | None = None
+    for equation in (e for e in found.equations if e.mean):
+        base = analysis.base(equation.case)
+        reached = _reached(analysis, equation.case, (base.time,), {})
+        if base.data != Given("data") or reached is None or not reached.times[0].terms:
+            return ""
+        rows.append(reached)
+        path = objective.paths[base.path]
+    if path is None:
+        return ""
+    for (moment,) in _probes(objective, path, 1):
+        if not any(row.at((moment,)) for row in rows):
+            return f"nothing ties the velocity to the data at times about {float(moment):.2g}"
+    return ""
+
+
+def _learns_otherwise(objective: Objective, flow_map: FlowMap) -> bool:
+    """Is the map's network also trained by a term that states no identity?"""
+    own = {n.network for n in walk(flow_map.body) if isinstance(n, Evaluate)}
+    free = [term for term in objective.terms if term.target is None]
+    return any(call.network in own for term in free for call in live_calls(objective, term.loss))
+
+
+def _missed(analysis: Analysis, flow_map: FlowMap, at_end: bool) -> str:
+    """Times of the map that are not trained: at all, or still when every curriculum has ended."""
+    objective = analysis.objective
+    path = objective.paths[flow_map.path]
+    ends = [isinstance(end, Formal) for end in (flow_map.start, flow_map.end)]
+    rows = list(_trained(analysis, flow_map, at_end, ends))
+    if (not rows and not at_end) or None in rows:
+        return ""
+    for moments in _probes(objective, path, sum(ends)):
+        if not any(row is not None and row.at(moments) for row in rows):
+            told = iter(f"{float(m):.2g}" for m in moments)
+            named = zip(("from", "to"), ends, strict=True)
+            return " ".join(f"{word} times about {next(told)}" for word, free in named if free)
+    return ""
+
+
+def _trained(
+    analysis: Analysis, flow_map: FlowMap, at_end: bool, ends: list[bool]
+) -> Iterator[Reached | None]:
+    """The rows that train a map; None for one whose times are not known, or not drawn."""
+    steps: dict[Expr, Fraction] = {}
+    for case in analysis.all_cases():
+        if is_empty(analysis, case) or (at_end and not current(analysis, case, 1.0)):
+            continue
+        live = set(live_calls(analysis.objective, case.loss))
+        for node, *times in jumps(analysis, case, flow_map):
+            if node not in live:
+                continue
+            moving = tuple(t for t, free in zip(times, ends, strict=True) if free)
+            if at_end:
+                for step in (s for t in moving for s in steps_in(t)):
+                    value = analysis.curricula.value(step, 1.0)
+                    steps[step] = Fraction(value).limit_denominator(10**6)
+            reached = _reached(analysis, case, moving, steps if at_end else None)
+            drawn = reached is not None and any(t.terms for t in reached.times)
+            yield reached if drawn else None
+
+
+def _reached(
+    analysis: Analysis, case: Case, times: tuple[Expr, ...], steps: Mapping[Expr, Fraction] | None
+) -> Reached | None:
+    """The times on the rows of a case. None where they are no affine functions of draws with known
+    laws, or draws from a list of values."""
+    forms = [analysis.domain.affine(t, steps) for t in times]
+    if any(f is None for f in forms) or any(_discrete(analysis.objective, t) for t in times):
+        return None
+    row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
+    return Reached(tuple(analysis.domain.bounds(row)), tuple(f for f in forms if f is not None))
+
+
+def _discrete(objective: Objective, expr: Expr) -> bool:
+    draws = [objective.draws[n.name] for n in walk(expr) if isinstance(n, Draw)]
+    return any(_lists(line.law) for d in draws for line in d.lines)
+
+
+def _lists(law: LawCall | Expr) -> bool:
+    return isinstance(law, LawCall) and (law.law == "choice" or any(_lists(a) for a in law.args))
+
+
+def _probes(objective: Objective, path: Path, count: int) -> list[tuple[Fraction, ...]]:
+    """Times to look at, in the order in which samples are made; none on a path without an end."""
+    low, high = domain(objective, path)
+    later = data_is_later(objective, path)
+    if high is None or later is None:
+        return []
+    moments = [low + share * (high - low) for share in PROBES]
+    return list(combinations(moments if later else moments[::-1], count))

@@ -1,0 +1,98 @@
+"""What the checker says of laws, rows, paths and weights that leave a hole where a sampler will
+ask: each of these was found as a mutant that passed."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowdsl.checks import Report, check
+from flowdsl.pipeline import find_source, load, load_text
+
+
+def judged(name: str, *changes: tuple[str, str]) -> Report:
+    text = find_source(name).text
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return check(load_text(text), find=load)
+
+
+WRONG = [
+    # the end's differential equation is not taught near the diagonal, where it starts
+    ("tvm", "on t > s", "on gap > s", "anchored", "no row trains the map from times about 0.9"),
+    ("tvm", "t = s + gap", "t = gap", "anchored", "no row trains the map from times about 0.9"),
+    # the velocity is taught at some times only
+    ("tvm", "q ~ logit_normal(-0.4, 1.0)", "q ~ uniform(0.5, 1)", "anchored", "about 0.4"),
+    ("flow_matching", "uniform(0, 1)", "uniform(0.5, 1)", "anchored", "about 0.4"),
+    ("flow_matching", "uniform(0, 1)", "uniform(0, 0.5)", "anchored", "about 0.9"),
+    ("meanflow", "sorted(logit_normal(-0.4, 1.0))", "sorted(uniform(0.5, 1))", "anchored",
+     "no row trains the map from times about 0.9 to times about 0.4"),
+    # at the end of the curriculum nothing is learnt off the diagonal
+    ("alphaflow", "on alpha == 0\n              goal = guided  on", "on alpha == 2\n"
+     "              goal = guided  on", "anchored", "at the end of training no row trains the map"),
+    ("trajectory_flow_matching", "match u(z, t, r) to", "match u(z, t, s) to", "anchored",
+     "at the end of training no row trains the map"),
+    # no label is ever shown
+    ("flow_matching", "bernoulli(0.1)", "bernoulli(1)", "anchored", "never shown a label"),
+    # laws and rows with nothing in them
+    ("flow_matching", "uniform(0, 1)", "uniform(1, 0)", "times", "upper end below its lower"),
+    ("shortcut", "match u(z, t, r) to velocity  on diagonal",
+     "match u(z, t, r) to velocity  on t < 0", "gradient", "no row ever computes this term"),
+    # paths that do not join the data and the noise
+    ("flow_matching", "(1 - t) * data", "(t - 1) * data", "boundary", "z(0) is -1 * data"),
+    ("flow_matching", "(1 - t) * data", "(2 - t) * data", "boundary", "z(0) is 2 * data"),
+    ("meanflow", "+ t * noise", "+ noise", "boundary", "nowhere equal to the data"),
+    ("meanflow", "(1 - t) * data", "data", "boundary", "still 1 * data + 1 * noise"),
+    # weights that know more of the sample than the network's state
+    ("flow_matching", "loss          mse", "loss norm(velocity) * mse", "unbiased",
+     "`norm(velocity)` is random"),
+    ("meanflow", "loss          adaptive(error", "loss adaptive(norm(data) * error", "unbiased",
+     "`norm(data)` is random"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new", "by", "message"), WRONG)
+def test_holes_are_found(name: str, old: str, new: str, by: str, message: str) -> None:
+    found = judged(name, (old, new))
+    failing = [v for v in found.of(by) if not v.ok]
+    assert any(message in v.message for v in failing), found.render()
+    assert any(d.code == by and d.hint for d in found.diagnostics)
+
+
+RIGHT = [
+    ("tvm", "on t > s", "on t > q"),  # q is drawn by itself: every (t, s) is trained on some row
+    ("tvm", "on t > s", "on t > gap"),  # holds on every row
+    ("flow_matching", "uniform(0, 1)", "truncated(normal(0.5, 0.3), 0.05, 0.95)"),
+    ("flow_matching", "uniform(0, 1)", "choice(grid(8))"),  # a list of times is meant as one
+    ("meanflow", "sorted(logit_normal(-0.4, 1.0))", "logit_normal(-0.4, 1.0)"),  # both ways
+    ("flow_matching", "bernoulli(0.1)", "bernoulli(0)"),
+    ("flow_matching", "(1 - t) * data + t * noise", "t * data + (1 - t) * noise"),
+    ("flow_matching", "(1 - t) * data + t * noise", "(1 - t) * data + (0.001 + t) * noise"),
+    ("flow_matching", "loss          mse", "loss mse / (1 + norm(z))"),
+    ("flow_matching", "loss          mse", "loss mse + norm(velocity)"),  # no weight of the error
+    # guidance whose weights add up at the values of the constants only
+    ("meanflow", "(1 - omega - kappa)", "(omega - 1 - kappa)"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), RIGHT)
+def test_what_only_looks_like_a_hole_passes(name: str, old: str, new: str) -> None:
+    found = judged(name, (old, new))
+    assert found.ok, found.render()
+
+
+def test_paths_without_an_end_need_times_at_which_the_noise_prevails() -> None:
+    changes = ("(1 - t) * data + t * noise", "data + t * noise"), ("uniform(0, 1)", "{}")
+    for law, passes in (("uniform(0, 80)", True), ("log_normal(-1.2, 1.2)", True),
+                        ("uniform(0, 2)", False)):  # fmt: skip
+        found = judged("flow_matching", changes[0], (changes[1][0], law))
+        assert found.ok is passes, found.render()
+
+
+def test_a_term_that_a_constant_switches_off_is_no_mistake() -> None:
+    text = find_source("shortcut").text.replace("rows  ", "constants extra = 0\nrows  ", 1)
+    text = text.replace(
+        "anchor  ", "correction match u(z, t, t) to velocity on extra > 0\nanchor  "
+    )
+    found = check(load_text(text), find=load)
+    assert found.ok, found.render()
