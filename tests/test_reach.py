@@ -45,9 +45,9 @@ WRONG = [
     ("meanflow", "(1 - t) * data", "data", "boundary", "still 1 * data + 1 * noise"),
     # weights that know more of the sample than the network's state
     ("flow_matching", "loss          mse", "loss norm(velocity) * mse", "unbiased",
-     "`norm(velocity)` is random"),
+     "the weight norm(velocity) and the residual"),
     ("meanflow", "loss          adaptive(error", "loss adaptive(norm(data) * error", "unbiased",
-     "`norm(data)` is random"),
+     "the weight norm(data) and the residual"),
 ]  # fmt: skip
 
 
