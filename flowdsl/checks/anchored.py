@@ -133,7 +133,10 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
 
 
 def _unreached(objective: Objective, analysis: Analysis, found: Anchors) -> list[Verdict]:
-    """Times of the path that no row draws where it matters."""
+    """Times of the path that no row draws where it matters; where the truth does not even pass,
+    that comes first."""
+    if any(judge(analysis, c).outcome in ("refuted", "biased") for c in analysis.all_cases()):
+        return []
     messages = {
         untrained(objective, analysis, flow_map): flow_map.span
         for flow_map in objective.maps.values()
