@@ -48,7 +48,9 @@ SLIPS = {
                  "write `guided`"),
     "prediction": Slip("meanflow", "match u(z, t, r)", "match u(z, r, t)", "u(z, r, t)",
                        "write `u(z, t, r)`"),
-    "map": Slip("meanflow", "z - (t - r) * u", "z + (t - r) * u", "+", "replace `+` by `-`"),
+    # with the map's sign turned, a network that learns minus the velocity is as right
+    "map": Slip("meanflow", "z - (t - r) * u", "z + (t - r) * u", "guided",
+                "write a `-` in front"),
     "pole": Slip("meanflow", "z - (t - r) * u", "z - (t - r)^2 * u", "2", "write `1`"),
     "stop": Slip("meanflow", f"stop({TARGET})", TARGET, TARGET, f"write `stop({TARGET})`"),
     "scale": Slip("tvm", "stop(w * slow", "stop(slow", "slow(map(z, t, s), s, s)",
