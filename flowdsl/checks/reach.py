@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 
-from flowdsl.checks.curriculum import current
 from flowdsl.checks.gradient import is_empty
 from flowdsl.checks.times import data_is_later, domain, jumps, steps_in
 from flowdsl.proof.analysis import Analysis
@@ -21,6 +20,7 @@ from flowdsl.proof.anchor import Anchors
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.inequalities import Affine, Bound, feasible
+from flowdsl.proof.moments import current
 from flowdsl.proof.sample import live_calls
 from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Given, Level, walk
 from flowdsl.spec.kinds import level_of

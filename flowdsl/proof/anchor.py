@@ -9,6 +9,7 @@ it is guided by.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -19,6 +20,7 @@ from flowdsl.proof.expand import parts
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Conditions, Reader
 from flowdsl.proof.judge import small_quantities, times_of
+from flowdsl.proof.moments import silent
 from flowdsl.proof.rename import renamed
 from flowdsl.proof.sample import NOISES, live_calls
 from flowdsl.proof.state import Atom, Field, MapAtom, State, VelocityAtom
@@ -87,7 +89,7 @@ def anchors(analysis: Analysis) -> Anchors:
     """Which fields the terms of an objective tie to the data."""
     found = Anchors()
     wanted: dict[Conditions, None] = {}
-    for case in analysis.all_cases():
+    for case in _weighing(analysis):
         try:
             equation = _equation(analysis, case)
         except Undecided as undecided:
@@ -105,6 +107,13 @@ def anchors(analysis: Analysis) -> Anchors:
     _tie(found)
     found.loose = [c for c in wanted if c not in found.tied]
     return found
+
+
+def _weighing(analysis: Analysis) -> Iterator[Case]:
+    """The cases that still count in the last part of training."""
+    for case in analysis.all_cases():
+        if not all(silent(analysis, case, progress) for progress in (0.95, 1.0)):
+            yield case
 
 
 def _equation(analysis: Analysis, case: Case) -> Equation:

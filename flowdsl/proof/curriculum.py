@@ -42,6 +42,16 @@ class Profile:
         return self.values[-1]
 
     @property
+    def inside(self) -> float | None:
+        """A moment half of the way from start to end; None when there is none in between."""
+        half = (self.start + self.end) / 2
+        place = min(range(len(self.values)), key=lambda k: abs(self.values[k] - half))
+        value = self.values[place]
+        if value in (self.start, self.end):
+            return None
+        return place / (len(self.values) - 1)
+
+    @property
     def low(self) -> float:
         return min(self.values)
 

@@ -82,7 +82,7 @@ def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
         )
     if _higher(left):
         return Finding("undecided", study, left, reason="third derivatives of a flow are left over")
-    return Finding("biased" if _settled(analysis, case, study) else "refuted", study, left)
+    return Finding("biased" if settled(analysis, case, study) else "refuted", study, left)
 
 
 def _without_noise(study: Study) -> Finding:
@@ -154,7 +154,7 @@ def _differs_from_zero(scalars: Scalars, x: Element) -> bool:
     return False
 
 
-def _settled(analysis: Analysis, case: Case, study: Study) -> bool:
+def settled(analysis: Analysis, case: Case, study: Study) -> bool:
     """Does the term alone fix what the network learns, as the mean of its target?
 
     It does when the prediction is the network itself, and the target uses it at most where the

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from flowdsl.proof.curriculum import STEPS
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
@@ -138,10 +139,15 @@ def _numbers_only(expr: Expr) -> Expr:
     return rebuild(expr, _numbers_only)
 
 
-def _slope(analysis: Analysis, expr: Expr, error: float) -> float:
+def weight_at(analysis: Analysis, case: Case, progress: float) -> float:
+    """A row's weight at a share of training, where its error is 1. Raises `Undecided`."""
+    return _slope(analysis, _numbers_only(marked(case)), 1.0, progress)
+
+
+def _slope(analysis: Analysis, expr: Expr, error: float, progress: float = 0.5) -> float:
     constants = {name: float(v) for name, v in analysis.objective.constants.items()}
     draws = dict.fromkeys(analysis.objective.draws, 0.4)
-    moment = {"progress": 0.5, "step": 5e5, "steps": 1e6}
+    moment = {"progress": progress, "step": progress * STEPS, "steps": STEPS}
     fixed = {"stop error": error, "stop mse": error / _COUNT}
 
     def at(e: float) -> float:
