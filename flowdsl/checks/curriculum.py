@@ -120,9 +120,9 @@ CHECK = Check(
     NAME,
     7,
     "Is each curriculum continuous and finite, and does its end satisfy the identity?",
-    """A curriculum is evaluated over the whole training, its jumps are located, and its values at
-the start, half of the way and at the end are put into the terms. An objective may begin anywhere; it should end
-where its identity holds.
+    """A curriculum is evaluated over the whole training, its jumps are located, and its values at the
+start, half of the way and at the end are put into the terms. An objective may begin anywhere; it
+should end where its identity holds, with a weight that is not zero.
 
     curriculum  warm = min(1, step / 10000)
 
