@@ -19,6 +19,7 @@ from flowdsl.exact import (
     Guidance,
     MixtureField,
     Moment,
+    Posterior,
     RandomDirections,
     Sampling,
     average_velocity,
@@ -175,7 +176,7 @@ def test_copies_of_a_state_estimate_the_same_gradient_with_less_noise() -> None:
     wrong = ReferenceLoss(shifted_flow_matching, draws.flow_matching, (network("v", "z t"),))
     truth = {"v": marginal_velocity(PLAIN)}
     alone = Sampling(batches=64)
-    copied = Sampling(batches=64, copies=16, state_time=lambda d: d["t"])
+    copied = Sampling(batches=64, posterior=Posterior(at_t, copies=16))
     a, b = (certify(loss, PLAIN, truth, sampling=s) for s in (alone, copied))
     assert a.vanishes()
     assert b.vanishes()
@@ -184,6 +185,10 @@ def test_copies_of_a_state_estimate_the_same_gradient_with_less_noise() -> None:
     assert b.stands_out()
     for x, y, ex, ey in zip(a.mean, b.mean, a.standard_error, b.standard_error, strict=True):
         assert abs(x - y) < 4.5 * math.hypot(ex, ey)
+
+
+def at_t(given: dict[str, Tensor], rows: int) -> Tensor:
+    return given["t"]
 
 
 def shifted_flow_matching(networks, data, given, label, progress=0.0):
@@ -243,10 +248,6 @@ def test_what_is_below_the_resolution_counts_as_zero() -> None:
 def test_sampling_refuses_what_makes_no_estimate() -> None:
     with pytest.raises(ValueError, match="batches"):
         Sampling(batches=2)
-    with pytest.raises(ValueError, match="whole groups"):
-        Sampling(rows=100, copies=8, state_time=lambda d: d["t"])
-    with pytest.raises(ValueError, match="state_time"):
-        Sampling(copies=8)
     with pytest.raises(KeyError):
         certify(meanflow_loss(), PLAIN, {})
 

@@ -23,7 +23,7 @@ def certify(
     compile: Callable[[Objective], LossLike],
     *,
     rows: int = 512,
-    batches: int = 30,
+    batches: int = 16,
     seed: int = 0,
 ) -> CertificateReport:
     """Measure the mean gradient of every matched term of an objective at the truth.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from flowdsl.certify.solution import Solution
-from flowdsl.exact.field import MixtureField
+from flowdsl.exact.field import MixtureField, label_column
 from flowdsl.exact.paths import Clock
+from flowdsl.exact.variation import Prepared
 
 Scalars = Mapping[str, Tensor]
 GRID = 601  #: times at which the guidance is looked at for jumps
@@ -33,11 +35,25 @@ class Strength:
         """The strength at times (rows,) under conditions (rows,)."""
         return self.solution.relation(time, False, scalars).labelled
 
-    def pieces(self, scalars: Scalars, like: Tensor) -> list[Tensor]:
+    def pieces(self, scalars: Scalars, rows: int) -> list[Tensor]:
         """A steady strength between its cuts, for each row."""
+        if self._constant is not None:
+            return [level.expand(rows) for level in self._constant]
+        like = torch.zeros(rows, dtype=torch.float64)
+        return [self.at(like + middle, scalars) for middle in self._middles]
+
+    @property
+    def _middles(self) -> list[float]:
         low, high = self.solution.span
-        edges = [low, *self.cuts, high]
-        return [self.at(torch.full_like(like, (a + b) / 2), scalars) for a, b in pairwise(edges)]
+        return [(a + b) / 2 for a, b in pairwise([low, *self.cuts, high])]
+
+    @cached_property
+    def _constant(self) -> list[Tensor] | None:
+        """The strength between its cuts where no condition of a row decides it."""
+        equation = self.solution.equation(False)
+        if equation is None or equation.place.parameters:
+            return None
+        return [self.at(torch.tensor([m], dtype=torch.float64), {}) for m in self._middles]
 
 
 def strength_of(solution: Solution) -> Strength:
@@ -83,11 +99,11 @@ class GuidedField:
 
     @classmethod
     def under(
-        cls, data: MixtureField, strength: Strength, scalars: Scalars, like: Tensor
+        cls, data: MixtureField, strength: Strength, scalars: Scalars, rows: int
     ) -> GuidedField:
-        """The field under conditions, for rows like these."""
+        """The field under conditions, for so many rows."""
         known = strength.guided and strength.steady
-        return cls(data, strength, scalars, strength.pieces(scalars, like) if known else [])
+        return cls(data, strength, scalars, strength.pieces(scalars, rows) if known else [])
 
     @property
     def clock(self) -> Clock | None:
@@ -110,21 +126,33 @@ class GuidedField:
             return self.data.velocity(state, time, label)
         return self.data.velocity(state, time, label, self._at(time))
 
-    def along(
-        self, times: Tensor, label: Tensor | None = None, scale: Tensor | None = None
-    ) -> Callable[[Tensor, int], Tensor]:
-        """The guided velocity at many times (rows, many): see `MixtureField.along`."""
+    def prepared(
+        self, rows: Tensor, label: Tensor | None = None, scale: Tensor | None = None
+    ) -> Prepared:
+        """The guided velocity, prepared for many times: see `MixtureField.prepared`."""
         del scale
         if label is None or not self.strength.guided:
-            return self.data.along(times, label)
-        # conditions are (rows,): times stand in columns beside them
-        return self.data.along(times, label, self._at(times.mT).mT)
+            return self.data.prepared(rows, label)
+        names = list(self.scalars)
+        given = self.levels or [self.scalars[n] for n in names]
+        columns = torch.cat([label_column(rows, label), *(g[:, None] for g in given)], 1)
+
+        def strength(times: Tensor, columns: Tensor) -> Tensor:
+            own = list(columns[:, 1:].unbind(1))
+            if self.levels:
+                return self._steady(times, own)
+            return self.strength.at(times, dict(zip(names, own, strict=True)))
+
+        return Prepared(columns, partial(self.data.stages, strength=strength))
 
     def _at(self, time: Tensor) -> Tensor:
         """The strength at times (rows,) or (many, rows)."""
         if not self.levels:
             return self.strength.at(time, self.scalars)
-        found = self.levels[0].expand_as(time)
-        for cut, level in zip(self.cuts, self.levels[1:], strict=True):
+        return self._steady(time, self.levels)
+
+    def _steady(self, time: Tensor, levels: list[Tensor]) -> Tensor:
+        found = levels[0].expand_as(time)
+        for cut, level in zip(self.cuts, levels[1:], strict=True):
             found = torch.where(time < cut, found, level)
         return found

@@ -10,7 +10,7 @@ from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.setting import STEPS, Setting
 from flowdsl.checks.certificate import Measurement
 from flowdsl.diagnostics import DiagnosticError
-from flowdsl.exact.certificate import Certificate, LossLike, Moment, Sampling, certify
+from flowdsl.exact.certificate import Certificate, LossLike, Moment, Posterior, Sampling, certify
 
 ZERO = 4.0  #: standard errors within which a mean gradient vanishes
 CLEAR = 6.0  #: standard errors beyond which it does not
@@ -24,14 +24,15 @@ class Effort:
     """How much is sampled at first, and how many times as much where the first is not clear."""
 
     rows: int = 512
-    batches: int = 30
+    batches: int = 16
     more: int = 4
     directions: int = 8
     seed: int = 0
+    posterior: Posterior | None = None
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(rows=self.rows, batches=self.batches, seed=self.seed)
+        return Sampling(self.rows, self.batches, self.posterior, self.seed)
 
 
 def moment(progress: float) -> Moment:

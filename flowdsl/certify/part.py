@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from flowdsl.certify.decay import Course, Family, courses, decay_of, families
 from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.kept import Kept
 from flowdsl.certify.measure import Effort, measure, moment
 from flowdsl.certify.setting import Setting
 from flowdsl.certify.strata import Stratum
 from flowdsl.checks.certificate import Decay, Measurement, Outcome
 from flowdsl.diagnostics import DiagnosticError
-from flowdsl.exact.certificate import Certificate, LossLike
+from flowdsl.exact.certificate import Certificate, LossLike, Posterior
 from flowdsl.spec.objective import Objective, Term
 
 Compile = Callable[[Objective], LossLike]
@@ -48,7 +49,12 @@ class Job:
     def sampled(self) -> Effort:
         """As many rows of this kind as the effort has of all; only these are evaluated."""
         rows = round(self.effort.rows / max(self.rows.share, 1 / MOST))
-        return replace(self.effort, rows=rows)
+        return replace(self.effort, rows=rows, posterior=self.posterior(exact=True))
+
+    def posterior(self, *, exact: bool) -> Posterior | None:
+        """How the conditional expectation given a row's state is taken, where it is known."""
+        kept = Kept.of(self.objective, self.term, self.where.places, self.where.numbers)
+        return None if kept is None else kept.posterior(exact=exact)
 
     def loss(self, objective: Objective) -> LossLike:
         """The compiled loss of the term alone, on these rows."""

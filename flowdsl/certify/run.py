@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.measure import Effort, measure, moment
@@ -77,4 +78,5 @@ def _reason(parts: list[Part], jobs: list[Job], worst: Part) -> str:
 def _as_written(objective: Objective, term: Term, job: Job) -> Measurement:
     """The same statistic of the very loss, all of its rows together."""
     loss = compiled(as_written(objective, term), job.compile)
-    return measure(loss, job.where, moment(1.0), once(job.effort, 2))[0]
+    effort = replace(once(job.effort), posterior=job.posterior(exact=False))
+    return measure(loss, job.where, moment(1.0), effort)[0]

@@ -45,6 +45,8 @@ class Setting:
     truths: dict[str, Truth]
     error: float
     kinds: tuple[RowKind, ...]
+    places: tuple[Place, ...]
+    numbers: Numbers
 
 
 def mixture(seed: int = 3) -> GaussianMixture:
@@ -82,7 +84,7 @@ def setting(objective: Objective, loss: LossLike) -> Setting:
     steps, error = (0, 0.0) if not shapes else _steps(solution, data_field, strength)
     truths = Truths(solution, data_field, strength, steps)
     exact = {n.name: truths.of(n) for n in objective.networks.values()}
-    return Setting(data_field, exact, error, tuple(kinds))
+    return Setting(data_field, exact, error, tuple(kinds), found, numbers)
 
 
 def _span(
@@ -125,7 +127,7 @@ def _steps(solution: Solution, field: MixtureField, strength: Strength) -> tuple
     state = field.path.state(data, noise, start)
     equation = solution.equation(False)
     scalars = {} if equation is None else solution.parameters(equation.place, start)
-    guided = GuidedField.under(field, strength, scalars, start)
+    guided = GuidedField.under(field, strength, scalars, len(start))
     before = FlowMap(guided, TRIED[0]).average_velocity(state, start, end, label)
     error = float("inf")
     for steps, finer in pairwise(TRIED):

@@ -13,7 +13,9 @@ from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.linear import Combination, combination
 from flowdsl.certify.numbers import Numbers
 from flowdsl.spec.core import (
+    ONE,
     ZERO,
+    Apply,
     Evaluate,
     Expr,
     Formal,
@@ -22,6 +24,9 @@ from flowdsl.spec.core import (
     Level,
     Null,
     Number,
+    div,
+    mul,
+    neg,
     transform,
     walk,
 )
@@ -89,17 +94,34 @@ class MapShape:
 
         With them the network of a flow with average velocity V is `(a z + V) / b`.
         """
+        bound, like = self._bound(start, end, scalars), start + end
+
+        def slope(index: int) -> Tensor:
+            exact = self._divided[index]
+            if exact is not None:
+                return self.numbers.rows(exact, bound, like)
+            return self._sloped(index, start, end, scalars)
+
+        return slope(0), slope(1)
+
+    @cached_property
+    def _divided(self) -> tuple[Expr | None, Expr | None]:
+        """`(1 - A) / (s - t)` and `B / (s - t)` as trees, where a factor stands there to cancel."""
+        ends = self.flow_map.start, self.flow_map.end
+        skip = ZERO if self._skip == ONE else None
+        return skip, over_interval(self._out, *ends)
+
+    def _sloped(self, index: int, start: Tensor, end: Tensor, scalars: Scalars) -> Tensor:
+        """One of the slopes, as a quotient of differences."""
         by_end = isinstance(self.flow_map.end, Formal)
 
-        def moved(time: Tensor) -> tuple[Tensor, Tensor]:
-            return (
-                self.weights(start, time, scalars) if by_end else self.weights(time, end, scalars)
-            )
+        def moved(time: Tensor) -> Tensor:
+            times = (start, time) if by_end else (time, end)
+            return self.weights(*times, scalars)[index]
 
         fixed, other = (start, end) if by_end else (end, start)
-        a = _quotient(lambda t: moved(t)[0], fixed, other)
-        b = _quotient(lambda t: moved(t)[1], fixed, other)
-        return (-a, b) if by_end else (a, -b)
+        found = _quotient(moved, fixed, other)
+        return -found if (index == 0) == by_end else found
 
     @cached_property
     def bounded(self) -> bool:
@@ -191,6 +213,25 @@ class MapShape:
     def check(self) -> None:
         """Raises `Uncertified` now rather than in the middle of a measurement."""
         self._affine  # noqa: B018
+
+
+def over_interval(expr: Expr, start: Expr, end: Expr) -> Expr | None:
+    """`expr / (end - start)` where that is a factor of it; None where none stands there."""
+    match expr:
+        case Apply("sub", (a, b)) if {a, b} == {start, end}:
+            return ONE if a == end else neg(ONE)
+        case Apply("neg", (a,)):
+            inner = over_interval(a, start, end)
+            return None if inner is None else neg(inner)
+        case Apply("mul", (a, b)):
+            for one, other in ((a, b), (b, a)):
+                inner = over_interval(one, start, end)
+                if inner is not None:
+                    return other if inner == ONE else mul(inner, other)
+        case Apply("div", (a, b)):
+            inner = over_interval(a, start, end)
+            return None if inner is None else div(inner, b)
+    return None
 
 
 def _quotient(f: Callable[[Tensor], Tensor], fixed: Tensor, other: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from flowdsl.certify.solution import Regression, Solution, input_factor
 from flowdsl.exact.field import MixtureField
 from flowdsl.exact.flow import FlowMap
 from flowdsl.exact.networks import Truth
+from flowdsl.exact.variation import Memo
 from flowdsl.spec.core import Kind, Level
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Network
@@ -30,6 +31,7 @@ class Truths:
     data: MixtureField
     strength: Strength
     steps: int
+    memo: Memo = field(default_factory=Memo)
 
     def of(self, network: Network) -> Truth:
         """The truth of a role. Raises `Uncertified`."""
@@ -77,7 +79,7 @@ class Truths:
         return truth
 
     def _field(self, scalars: Scalars, like: Tensor) -> GuidedField:
-        return GuidedField.under(self.data, self.strength, scalars, like)
+        return GuidedField.under(self.data, self.strength, scalars, len(like))
 
     def _jump(self, shape: MapShape) -> Callable[..., Tensor]:
         def truth(state: Tensor, *times: Tensor, **conditions: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class Truths:
             own = {n: scalars[n] for n in shape.parameters}
             start, end = shape.times_of(times)
             point = state / shape.input_scale(start, end, own)[:, None]
-            flow = FlowMap(self._field(scalars, start), self.steps)
+            flow = FlowMap(self._field(scalars, start), self.steps, self.memo)
             average = flow.average_velocity(point, start, end, label)
             if shape.bounded:
                 a, b = shape.slopes(start, end, own)

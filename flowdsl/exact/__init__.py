@@ -1,6 +1,6 @@
 """Exact probability flows in float64: Gaussian mixtures, flow maps, certificates of losses."""
 
-from flowdsl.exact.certificate import Certificate, LossLike, Moment, Sampling, certify
+from flowdsl.exact.certificate import Certificate, LossLike, Moment, Posterior, Sampling, certify
 from flowdsl.exact.field import Guidance, MixtureField
 from flowdsl.exact.flow import FlowMap, VelocityField
 from flowdsl.exact.gaussian import GaussianField
@@ -37,6 +37,7 @@ __all__ = [
     "LossLike",
     "MixtureField",
     "Moment",
+    "Posterior",
     "RandomDirections",
     "Sampling",
     "Truth",

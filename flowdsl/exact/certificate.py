@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 
 from flowdsl.exact.field import MixtureField
 from flowdsl.exact.networks import ExactNetwork, Truth
+from flowdsl.runtime.checks import share_size
 from flowdsl.runtime.contract import NetworkSignature, ObjectiveSignature
+
+MOST_SOUGHT = 256  #: numbers of states that are tried for one whose exact shares fit
 
 
 class LossLike(Protocol):
@@ -52,29 +56,67 @@ class LossLike(Protocol):
 
 
 @dataclass(frozen=True)
+class Posterior:
+    """States are kept, and what made them is replaced by `copies` of their posterior.
+
+    The expectation is the same, and most of the noise of the conditional velocity is gone. Without
+    `copies`, 2 d of them carry the posterior's mean and covariance: with a gradient that is at most
+    quadratic in the velocity the conditional expectation is then exact. `state_time` gives, from
+    the draws, the time at which each of so many rows' states is kept (NaN: nothing is), `shown` the
+    labels under which it is looked at, `noise` the draw that made it together with the data.
+    """
+
+    state_time: Callable[[dict[str, Tensor], int], Tensor]
+    copies: int | None = None
+    shown: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
+    noise: str = "noise"
+
+    def of_size(self, dimension: int) -> int:
+        """How many copies stand for a state."""
+        return 2 * dimension if self.copies is None else self.copies
+
+    def again(
+        self,
+        field: MixtureField,
+        data: Tensor,
+        label: Tensor,
+        draws: dict[str, Tensor],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Data, labels and draws (rows * copies, …) for those of (rows, …), copies adjacent."""
+        rows, copies = len(data), self.of_size(data.shape[1])
+        times = self.state_time(draws, rows).to(data)
+        kept = times.isfinite()
+        some = torch.where(kept, times, times[kept].mean() if bool(kept.any()) else 0.5)
+        state = field.path.state(data, draws[self.noise], some)
+        shown = label if self.shown is None else self.shown(draws, label)
+        if self.copies is None:
+            ends = field.posterior_points(state, some, shown)
+        else:
+            ends = field.posterior_sample(state, some, shown, generator, copies=copies)
+        repeated = {name: _repeat(value, rows, copies) for name, value in draws.items()}
+        chosen = kept.repeat_interleave(copies)[:, None]
+        new = torch.where(chosen, ends[0], data.repeat_interleave(copies, dim=0))
+        noise = torch.where(chosen, ends[1], repeated[self.noise])
+        return new, label.repeat_interleave(copies), {**repeated, self.noise: noise}
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How much is sampled, and how.
 
     The loss is called on `batches` batches of `rows` rows; the spread of the batches gives the
-    standard error. With `copies` > 1 and `state_time`, each state is kept and its (data, noise)
-    drawn `copies` times from their posterior, in antithetic pairs: the same expectation, and the
-    noise of the conditional velocity nearly cancels. `state_time` gives, from the draws, the time
-    at which the state is kept.
+    standard error. With a `posterior` the rows are copies of fewer states.
     """
 
     rows: int = 1024
     batches: int = 32
-    copies: int = 1
-    state_time: Callable[[dict[str, Tensor]], Tensor] | None = None
+    posterior: Posterior | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.batches < 4:
             raise ValueError("a standard error needs at least 4 batches")
-        if self.rows % self.copies or self.copies < 1:
-            raise ValueError(f"{self.rows} rows do not hold whole groups of {self.copies} copies")
-        if self.copies > 1 and self.state_time is None:
-            raise ValueError("copies of a state need `state_time`, the time at which it is kept")
 
 
 @dataclass(frozen=True)
@@ -186,7 +228,7 @@ def certify(
         standard_error=tuple((table.std(0) / math.sqrt(len(table))).tolist()),
         scale=tuple(scale.tolist()),
         resolution=resolution,
-        rows=sampling.rows * sampling.batches,
+        rows=run.rows * sampling.batches,
         batches=sampling.batches,
         seconds=time.perf_counter() - began,
         value=sum(values) / len(values),
@@ -275,22 +317,41 @@ class _Run:
     def batch(self, number: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Data, labels and draws of one batch."""
         generator = torch.Generator().manual_seed(1_000_003 * self.sampling.seed + number)
-        copies = self.sampling.copies
-        data, label = self.field.mixture.sample(self.sampling.rows // copies, generator)
-        draws = self.loss.draw(
-            data,
-            generator=generator,
-            progress=self.moment.progress,
-            step=self.moment.step,
-            steps=self.moment.steps,
-        )
-        if copies == 1 or self.sampling.state_time is None:
+        posterior = self.sampling.posterior
+        data, label = self.field.mixture.sample(self.states, generator)
+        draws = self._drawn(data, generator)
+        if posterior is None:
             return data, label, draws
-        times = self.sampling.state_time(draws).to(data)
-        state = self.field.path.state(data, draws["noise"], times)
-        data, noise = self.field.posterior_sample(state, times, label, generator, copies=copies)
-        repeated = {name: _repeat(value, len(state), copies) for name, value in draws.items()}
-        return data, label.repeat_interleave(copies), {**repeated, "noise": noise}
+        return posterior.again(self.field, data, label, draws, generator)
+
+    def _drawn(self, data: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        when = self.moment
+        return self.loss.draw(
+            data, generator=generator, progress=when.progress, step=when.step, steps=when.steps
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many rows a batch holds."""
+        posterior = self.sampling.posterior
+        copies = 1 if posterior is None else posterior.of_size(self.field.mixture.dimension)
+        return self.states * copies
+
+    @cached_property
+    def states(self) -> int:
+        """How many states a batch holds: shares of them must be the same shares of their copies."""
+        posterior, rows = self.sampling.posterior, self.sampling.rows
+        if posterior is None:
+            return rows
+        copies = posterior.of_size(self.field.mixture.dimension)
+        least = max(1, rows // copies)
+        for count in range(least, least + MOST_SOUGHT):
+            shares = self.loss.signature.shares
+            sizes = [share_size(s, count, self.loss.signature) for s in shares]
+            whole = [share_size(s, count * copies, self.loss.signature) for s in shares]
+            if all(copies * size == all_ for size, all_ in zip(sizes, whole, strict=True)):
+                return count
+        raise ValueError("its exact shares of rows are those of no number of states")
 
     def value(self, number: int) -> tuple[Tensor, dict[str, float]]:
         """The loss on one batch, and its metrics."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from flowdsl.exact.mixture import GaussianMixture
 from flowdsl.exact.paths import AffinePath, Clock, Schedule
+from flowdsl.exact.stages import Axes, Parts, Stages, with_rate
+from flowdsl.exact.variation import Prepared
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,32 @@ class Guidance:
     def cuts(self) -> tuple[float, ...]:
         """The times at which the guided field jumps."""
         return tuple(time for time in (self.lo, self.hi) if math.isfinite(time))
+
+
+def _clocked(
+    parts: Parts, moving: Parts | None, rate: Tensor, faster: Tensor | None
+) -> tuple[Parts, Parts | None]:
+    """Parts of a velocity per unit of a clock, and their derivatives by it.
+
+    `rate` is that of time by the clock, `faster` its derivative by time.
+    """
+    rate = rate[:, None]
+    if moving is not None and faster is not None:
+        faster = faster[:, None]
+        moving = Parts(
+            precision=rate * moving.precision,
+            centre=rate * moving.centre,
+            growth=rate * (rate * moving.growth + faster * parts.growth),
+            drift=rate * (rate * moving.drift + faster * parts.drift),
+            normal=rate * moving.normal,
+        )
+    return replace(parts, growth=rate * parts.growth, drift=rate * parts.drift), moving
+
+
+def label_column(rows: Tensor, label: Tensor | None) -> Tensor:
+    """Labels as a column beside rows (rows,); no label is -1."""
+    column = torch.full_like(rows, -1.0) if label is None else label.to(rows)
+    return column[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,56 +155,97 @@ class MixtureField:
         drift = self.path.alpha_dot(time)[:, None] * (weights @ self.mixture.means)
         return drift + along @ self._axes[0].T
 
-    def along(
-        self, times: Tensor, label: Tensor | None = None, scale: Tensor | None = None
-    ) -> Callable[[Tensor, int], Tensor]:
-        """The velocity at a state and one of many times: `along(times)(x, k)` is that at
-        `times[:, k]`.
+    def prepared(
+        self, rows: Tensor, label: Tensor | None = None, scale: Tensor | None = None
+    ) -> Prepared:
+        """The velocity of rows like these, prepared for many times: see `variation`.
 
-        Times (rows, many), `scale` (rows,) or (rows, many). What depends on time alone is computed
-        once, for all of them, and constants are differentiated alike (see `mean_slope_along`).
+        What tells rows apart is their label and the strength of their guidance.
         """
-        nothing = 0 * times[:1, :1].sum()
-        # features first and rows last: sums over few features are then taken for many rows at once
-        axes, means = (part + nothing for part in self._axes)
-        members = self._members + nothing
-        variances = self._spectrum[0][:, None] + nothing
-        inward, outward, sums = axes.T, axes, -0.5 * members
-        alpha, sigma, alpha_dot, sigma_dot = (
-            f(times.mT)[:, None] + nothing for f in self._schedule
+        if label is None or (scale is None and self.guidance.scale == 1.0):
+            return Prepared(label_column(rows, label), partial(self.stages, strength=None))
+        strong = torch.full_like(rows, self.guidance.scale) if scale is None else scale
+
+        def inside(times: Tensor, columns: Tensor) -> Tensor:
+            within = (times >= self.guidance.lo) & (times <= self.guidance.hi)
+            return torch.where(within, columns[:, 1], torch.ones_like(times))
+
+        columns = torch.cat([label_column(rows, label), strong[:, None]], 1)
+        return Prepared(columns, partial(self.stages, strength=inside))
+
+    def stages(
+        self,
+        times: Tensor,
+        rates: bool,
+        columns: Tensor,
+        *,
+        strength: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> Stages:
+        """The velocity at times (times, rows), which the clock measures if there is one.
+
+        The first of the `columns` is the label; `strength` is that of guidance, by times and
+        columns.
+        """
+        label = columns[:, 0]
+        priors = [self._prior(label).T]
+        if strength is not None:
+            priors.append(self._prior(None).T.expand_as(priors[0]))
+
+        clock = self.clock
+        real = times if clock is None else clock.backward(times)
+        parts, moving = self._parts(real), self._moving(real) if rates else None
+        if clock is not None:
+            rate, faster = with_rate(clock.rate, real) if rates else (clock.rate(real), None)
+            parts, moving = _clocked(parts, moving, rate, faster)
+        if strength is not None:
+            if moving is not None:
+                strong, slope = with_rate(lambda t: strength(t, columns), real)
+                slope = slope if clock is None else slope * clock.rate(real)
+                moving = replace(moving, strength=slope)
+            else:
+                strong = strength(real, columns)
+            parts = replace(parts, strength=strong)
+        return Stages(self._constants, parts, moving, torch.stack(priors))
+
+    @cached_property
+    def _constants(self) -> Axes:
+        return Axes.of(self._axes[0], self._members)
+
+    def _parts(self, times: Tensor) -> Parts:
+        """What of the velocity depends on time, at times (times, rows)."""
+        alpha, sigma, alpha_dot, sigma_dot = (f(times)[:, None] for f in self._schedule)
+        variances, means = self._spectrum[0][:, None], self._axes[1].T
+        variance = alpha * alpha * variances + sigma * sigma
+        return Parts(
+            precision=1 / variance,
+            centre=alpha * means,
+            growth=(alpha_dot * alpha * variances + sigma_dot * sigma) / variance,
+            drift=alpha_dot * means,
+            normal=-0.5 * (self._members @ variance.log()),
         )
+
+    def _moving(self, times: Tensor) -> Parts:
+        """The derivatives of `_parts` by the time."""
+        alpha, sigma = self.path.alpha(times)[:, None], self.path.sigma(times)[:, None]
+        alpha_dot, alpha_bend = (x[:, None] for x in with_rate(self.path.alpha_dot, times))
+        sigma_dot, sigma_bend = (x[:, None] for x in with_rate(self.path.sigma_dot, times))
+        variances, means = self._spectrum[0][:, None], self._axes[1].T
         variance = alpha * alpha * variances + sigma * sigma
         growth = (alpha_dot * alpha * variances + sigma_dot * sigma) / variance
-        precision, centre, drift = 1 / variance, alpha * means.T, alpha_dot * means.T
-        normal = sums @ variance.log()
-        labelled, free = (self._prior(shown).T + nothing for shown in (label, None))
-        strength = self._strength(times, label, scale)
-
-        def velocity(state: Tensor, k: int) -> Tensor:
-            offset = inward @ state.T - centre[k]
-            logits = sums @ (offset * offset * precision[k]) + normal[k]
-            weights = torch.softmax(logits + labelled, dim=0)
-            if strength is not None:
-                plain = torch.softmax(logits + free, dim=0)
-                weights = plain + strength[k] * (weights - plain)
-            return (outward @ ((members.T @ weights) * (growth[k] * offset + drift[k]))).T
-
-        return velocity
+        bend = (alpha_dot * alpha_dot + alpha * alpha_bend) * variances
+        bend = bend + sigma_dot * sigma_dot + sigma * sigma_bend
+        return Parts(
+            precision=-2 * growth / variance,
+            centre=alpha_dot * means,
+            growth=bend / variance - 2 * growth * growth,
+            drift=alpha_bend * means,
+            normal=-self._members @ growth,
+        )
 
     @property
     def _schedule(self) -> Sequence[Schedule]:
         path = self.path
         return path.alpha, path.sigma, path.alpha_dot, path.sigma_dot
-
-    def _strength(self, times: Tensor, label: Tensor | None, scale: Tensor | None) -> Tensor | None:
-        """How strong guidance is at each time, (many, rows); None where there is none."""
-        if label is None or (scale is None and self.guidance.scale == 1.0):
-            return None
-        strength = torch.full_like(times, self.guidance.scale)
-        if scale is not None:
-            strength = (scale if scale.dim() == 2 else scale[:, None]).expand_as(times)
-        inside = (times >= self.guidance.lo) & (times <= self.guidance.hi)
-        return torch.where(inside, strength, torch.ones_like(times)).mT + 0 * times[:1, :1].sum()
 
     def _growth(self, time: Tensor) -> Tensor:
         """Half the rate of change of the variances along all axes, flat: `S'/2`."""
@@ -250,6 +319,25 @@ class MixtureField:
             chosen = chosen.repeat(1, 2)
             unit = torch.cat([unit, -unit], 1)
         data, noise = self._assemble(chosen, unit, ratio, variance, time)
+        return data.flatten(0, 1), noise.flatten(0, 1)
+
+    def posterior_points(
+        self, state: Tensor, time: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data and noise given the state, (rows * 2 d, d) each: points, not samples.
+
+        Their mean and covariance are those of the posterior. Points of a row are adjacent, and
+        every pair satisfies `alpha data + sigma noise = state`.
+        """
+        mean, covariance = self.posterior_velocity(state, time, label)
+        size = state.shape[1]
+        values, axes = torch.linalg.eigh(covariance)
+        away = (axes * (size * values.clamp(min=0)).sqrt()[:, None]).mT  # one axis per row
+        velocity = mean[:, None] + torch.cat([away, -away], 1)
+        alpha, sigma, alpha_dot, sigma_dot = self._schedules(time)
+        turn = alpha * sigma_dot - alpha_dot * sigma
+        data = (sigma_dot * state[:, None] - sigma * velocity) / turn
+        noise = (alpha * velocity - alpha_dot * state[:, None]) / turn
         return data.flatten(0, 1), noise.flatten(0, 1)
 
     def _assemble(

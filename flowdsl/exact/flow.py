@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from flowdsl.exact.integrate import Slopes, mean_slope_along
+from flowdsl.exact.integrate import mean_slope
 from flowdsl.exact.paths import Clock
+from flowdsl.exact.variation import Average, Memo, Prepared
 
 
 class VelocityField(Protocol):
@@ -34,18 +34,11 @@ class VelocityField(Protocol):
 
 @runtime_checkable
 class PreparedField(Protocol):
-    """A field that computes what depends on time alone for many times at once."""
+    """A field that computes what depends on time alone for many times at once, in its clock."""
 
-    def along(
-        self, times: Tensor, label: Tensor | None = None, scale: Tensor | None = None
-    ) -> Callable[[Tensor, int], Tensor]: ...
-
-
-def _slopes(field: VelocityField, label: Tensor | None, scale: Tensor | None) -> Slopes:
-    """The field's velocity, prepared for the times at which it will be asked."""
-    if isinstance(field, PreparedField):
-        return lambda times: field.along(times, label, scale)
-    return lambda times: lambda x, k: field.velocity(x, times[:, k], label, scale)
+    def prepared(
+        self, rows: Tensor, label: Tensor | None = None, scale: Tensor | None = None
+    ) -> Prepared: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +53,7 @@ class FlowMap:
 
     field: VelocityField
     steps: int = 8
+    memo: Memo | None = None
 
     def velocity(
         self,
@@ -117,19 +111,25 @@ class FlowMap:
         scale: Tensor | None,
     ) -> Tensor:
         """The average velocity over an interval in which the field is smooth."""
-        clock, slopes = self.field.clock, _slopes(self.field, label, scale)
-        if clock is None:
-            return mean_slope_along(slopes, state, start, end, self.steps)
+        field, clock = self.field, self.field.clock
+        begin, finish = (start, end) if clock is None else map(clock.forward, (start, end))
 
-        def clocked(taus: Tensor) -> Callable[[Tensor, int], Tensor]:
-            times = clock.backward(taus)
-            rate, slope = clock.rate(times), slopes(times)
-            return lambda x, k: rate[:, k, None] * slope(x, k)
+        def velocity(x: Tensor, tau: Tensor) -> Tensor:
+            if clock is None:
+                return field.velocity(x, tau, label, scale)
+            time = clock.backward(tau)
+            return clock.rate(time)[:, None] * field.velocity(x, time, label, scale)
 
-        mean = mean_slope_along(
-            clocked, state, clock.forward(start), clock.forward(end), self.steps
-        )
-        return mean * _clock_ratio(clock, start, end)[:, None]
+        def plain(x: Tensor, begin: Tensor, finish: Tensor) -> Tensor:
+            return mean_slope(velocity, x, begin, finish, self.steps)
+
+        if isinstance(field, PreparedField):
+            prepared = field.prepared(start.detach(), label, scale)
+            memo = Memo() if self.memo is None else self.memo
+            mean = Average(prepared, plain, self.steps, memo)(state, begin, finish)
+        else:
+            mean = plain(state, begin, finish)
+        return mean if clock is None else mean * _clock_ratio(clock, start, end)[:, None]
 
     def _pieced_average(
         self,

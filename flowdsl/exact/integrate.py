@@ -106,11 +106,6 @@ def _cooper_verner() -> Tableau:
 COOPER_VERNER = _cooper_verner()
 
 
-#: From all stage times (rows, stages) to the slope at a state (rows, d) and a stage: whatever
-#: depends on time alone can be computed once.
-Slopes = Callable[[Tensor], Callable[[Tensor, int], Tensor]]
-
-
 def mean_slope(
     velocity: Callable[[Tensor, Tensor], Tensor],
     state: Tensor,
@@ -126,28 +121,12 @@ def mean_slope(
     equal steps *is* the average velocity: at `end = start` it is the velocity there, and its
     derivatives in all arguments are right there too.
     """
-
-    def slopes(times: Tensor) -> Callable[[Tensor, int], Tensor]:
-        return lambda x, stage: velocity(x, times[:, stage])
-
-    return mean_slope_along(slopes, state, start, end, steps, tableau)
-
-
-def mean_slope_along(
-    slopes: Slopes,
-    state: Tensor,
-    start: Tensor,
-    end: Tensor,
-    steps: int,
-    tableau: Tableau = COOPER_VERNER,
-) -> Tensor:
-    """`mean_slope` for a velocity that prepares itself for the times of all stages."""
     # Under forward-mode differentiation an operation of a differentiated tensor with a plain one is
     # ten times as slow as one of two differentiated tensors; adding this zero makes them alike.
     nothing = 0 * (state[:1, :1].sum() + start[:1].sum() + end[:1].sum())
     step = ((end - start) / steps)[:, None] + nothing
     state = state + nothing
-    velocity = slopes(_stage_times(start, end, steps, tableau) + nothing)
+    times = stage_times(start, end, steps, tableau) + nothing
     rows = _coefficients(tableau, nothing)
     total = torch.zeros_like(state) + nothing
     for index in range(steps):
@@ -155,12 +134,12 @@ def mean_slope_along(
         found: list[Tensor] = []
         for stage in range(tableau.stages):
             point = here if stage == 0 else here + step * _combine(found, rows[stage])
-            found.append(velocity(point, index * tableau.stages + stage))
+            found.append(velocity(point, times[:, index * tableau.stages + stage]))
         total = total + _combine(found, rows[-1])
     return total / steps
 
 
-def _stage_times(start: Tensor, end: Tensor, steps: int, tableau: Tableau) -> Tensor:
+def stage_times(start: Tensor, end: Tensor, steps: int, tableau: Tableau) -> Tensor:
     """The times of all stages of all steps, (rows, steps * stages)."""
     fractions = [(index + node) / steps for index in range(steps) for node in tableau.nodes]
     ends = torch.stack([start, end], dim=-1)

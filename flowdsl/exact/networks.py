@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdsl.exact.flow import FlowMap, VelocityField
+from flowdsl.exact.forward import row_by_row
 from flowdsl.exact.paths import over_rows
 from flowdsl.runtime.contract import NULL_LABEL, Argument, NetworkSignature
 
@@ -167,10 +168,38 @@ class ExactNetwork(nn.Module):
         self, state: Tensor, *times: Tensor, **conditions: Tensor
     ) -> Tensor | tuple[Tensor, ...]:
         """One tensor, or a tuple with one entry per head."""
-        answer = self.truth(state, *times, **conditions)
-        single = isinstance(answer, Tensor)
-        heads = [answer] if isinstance(answer, Tensor) else list(answer)
+        heads = self._rowwise(self.truth, state, times, conditions)
         for head, function in zip(self.moved, self.functions, strict=True):
-            shift = torch.einsum("c,c...->...", self.eps, function(state, times, conditions))
-            heads[head] = heads[head] + shift
-        return heads[0] if single else tuple(heads)
+
+            def directions(
+                state: Tensor, *times: Tensor, function: nn.Module = function, **given: Tensor
+            ) -> Tensor:
+                moved: Tensor = function(state, times, given).transpose(0, 1)
+                return moved
+
+            (moved,) = self._rowwise(directions, state, times, conditions)
+            heads[head] = heads[head] + torch.einsum("c,bc...->b...", self.eps, moved)
+        return heads[0] if len(heads) == 1 else tuple(heads)
+
+    def _rowwise(
+        self,
+        function: Truth,
+        state: Tensor,
+        times: tuple[Tensor, ...],
+        conditions: dict[str, Tensor],
+    ) -> list[Tensor]:
+        """The results of a function of rows, differentiable in state, times and conditions."""
+        names = [n for n, v in conditions.items() if v.is_floating_point()]
+        fixed = {n: v for n, v in conditions.items() if n not in names}
+        widths: list[torch.Size] = []
+
+        def flat(state: Tensor, *rest: Tensor) -> Tensor:
+            given = dict(zip(names, rest[len(times) :], strict=True))
+            answer = function(state, *rest[: len(times)], **fixed, **given)
+            parts = (answer,) if isinstance(answer, Tensor) else answer
+            widths[:] = [part.shape[1:] for part in parts]
+            return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
+
+        whole = row_by_row(flat, state, *times, *(conditions[n] for n in names))
+        pieces = torch.split(whole, [math.prod(width) for width in widths], 1)
+        return [p.reshape(len(p), *width) for p, width in zip(pieces, widths, strict=True)]
