@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
@@ -123,6 +123,22 @@ def fail(
 ) -> DiagnosticError:
     """A `DiagnosticError` with one diagnostic, to be raised where it is made."""
     return DiagnosticError(Diagnostic(code, message, span, label, tuple(facts), hint))
+
+
+def placed(error: DiagnosticError, span: Span | None) -> DiagnosticError:
+    """The error with a place for what has none."""
+    return DiagnosticError(*(replace(d, span=d.span or span) for d in error.diagnostics))
+
+
+def inherited(diagnostic: Diagnostic, source: Source, line: int) -> Diagnostic:
+    """A message about an inherited line says so: which file takes it over, and where it says so."""
+    span = diagnostic.span
+    if span is None or span.source.name == source.name:
+        return diagnostic
+    fact = ("inherited", f"by {source.name}:{line}, from {span.source.name}:{span.line}")
+    if fact in diagnostic.facts:
+        return diagnostic
+    return replace(diagnostic, facts=(*diagnostic.facts, fact))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,13 +11,21 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowdsl.clauses import all_clauses
-from flowdsl.diagnostics import Source, Span, did_you_mean, fail
+from flowdsl.diagnostics import (
+    DiagnosticError,
+    Source,
+    Span,
+    did_you_mean,
+    fail,
+    inherited,
+    placed,
+)
 from flowdsl.spec.assemble import resolve, resolve_claims
 from flowdsl.spec.core import Expr
 from flowdsl.spec.merge import merge_ancestors
@@ -78,9 +86,12 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def find_source(spec: str, beside: Path | None = None) -> Source:
-    """The text that a name or path refers to; `beside` is the folder of the spec that names it."""
+    """The text that a name or path refers to; `beside` is the folder of the spec that names it.
+
+    A path is taken from that folder, or from where the program runs.
+    """
     if spec.endswith(SUFFIX) or "/" in spec:
-        return read_file(Path(spec))
+        return read_file(Path(spec) if beside is None else beside / spec)
     if beside is not None and (beside / f"{spec}{SUFFIX}").is_file():
         return read_file(beside / f"{spec}{SUFFIX}")
     shipped = shipped_folder() / f"{spec}{SUFFIX}"
@@ -117,7 +128,10 @@ def merged(tree: Tree, instead: Source | None = None) -> Tree:
 
     def find(name: str, child: Tree) -> Tree:
         here = Path(child.source.name).parent
-        found = find_source(name, here if here.is_dir() else None)
+        try:
+            found = find_source(name, here if here.is_dir() else None)
+        except DiagnosticError as error:
+            raise placed(error, child.extends_span) from None
         return parse(instead if instead is not None and instead.name == found.name else found)
 
     return merge_ancestors(tree, find, all_clauses())
@@ -128,6 +142,10 @@ def typed(tree: Tree, instead: Source | None = None) -> Objective:
     try:
         whole = merged(tree, instead)
         return resolve(whole, all_clauses(), prelude(), parse_rule, _derive_target)
+    except DiagnosticError as error:
+        line = tree.name_span.line
+        told = (inherited(d, tree.source, line) if tree.extends else d for d in error.diagnostics)
+        raise DiagnosticError(*told) from None
     except RecursionError:
         raise fail(
             "resolve",
@@ -239,7 +257,10 @@ def checked(
     """Typed objective -> report. The limit is in seconds, for each check."""
     from flowdsl.checks import check
 
-    return check(objective, only=only, time_limit=time_limit, find=load)
+    report = check(objective, only=only, time_limit=time_limit, find=load)
+    if objective.extends is None:
+        return report
+    return report.told(partial(inherited, source=objective.source, line=objective.line))
 
 
 def explained(report: Report, tree: Tree, *, seconds: float = 1.0) -> Report:
@@ -251,7 +272,9 @@ def explained(report: Report, tree: Tree, *, seconds: float = 1.0) -> Report:
             return typed(parse(source))
         return typed(tree, source)
 
-    return explained(report, Search(typed(tree), merged(tree), revise, parse_rule, seconds))
+    objective = typed(tree)
+    found = explained(report, Search(objective, merged(tree), revise, parse_rule, seconds))
+    return found.told(partial(inherited, source=objective.source, line=objective.line))
 
 
 def certified(objective: Objective) -> CertificateReport:

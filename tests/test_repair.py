@@ -9,7 +9,7 @@ import pytest
 
 from flowdsl import pipeline
 from flowdsl.checks import Report
-from flowdsl.diagnostics import Diagnostic, render
+from flowdsl.diagnostics import Diagnostic, DiagnosticError, render
 from flowdsl.repair.align import differences, together
 from flowdsl.repair.edit import Edit
 from flowdsl.syntax.layout import read_source
@@ -170,3 +170,37 @@ def test_what_has_nothing_in_common_or_no_difference_gives_no_edit(
     written: str, required: str
 ) -> None:
     assert not differences(*map(pipeline.parse_rule, (written, required)))
+
+
+def test_inherited_lines_are_labelled_with_both_files(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base = shipped("meanflow").replace("guided - (t", "guided + (t")
+    (tmp_path / "base" / "base.flow").write_text(base)
+    child = tmp_path / "child.flow"
+    child.write_text("# mine\nobjective child extends base/base.flow\nconstants omega = 2\n")
+    tree = pipeline.parse(pipeline.find_source(str(child)))
+    (shown,) = errors(pipeline.checked(pipeline.typed(tree)))
+    place = f"by {child}:2, from {tmp_path}/base/base.flow:14"
+    assert dict(shown.facts)["inherited"] == place
+    assert [name for name, _ in shown.facts].count("inherited") == 1
+
+
+def test_errors_in_an_inherited_text_are_labelled_too(tmp_path: Path) -> None:
+    (tmp_path / "base.flow").write_text(shipped("meanflow"))
+    child = tmp_path / "child.flow"
+    child.write_text("objective child extends base.flow\nnetwork u(z, t)\n")
+    with pytest.raises(DiagnosticError) as caught:
+        pipeline.load(child)
+    (shown,) = caught.value.diagnostics
+    assert dict(shown.facts)["inherited"].startswith(f"by {child}:1, from {tmp_path}/base.flow:")
+
+
+def test_paths_of_what_is_extended_start_beside_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.flow").write_text(shipped("meanflow").replace("meanflow", "base", 1))
+    (tmp_path / "deep" / "child.flow").write_text("objective child extends ../base.flow\n")
+    grandchild = 'objective grandchild extends deep/child.flow  "A title"  # a comment\n'
+    (tmp_path / "grandchild.flow").write_text(grandchild)
+    found = pipeline.load(tmp_path / "grandchild.flow")
+    assert (found.extends, found.title) == ("deep/child.flow", "A title")
+    assert found.terms == pipeline.load("meanflow").terms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -92,6 +92,12 @@ class Report:
     def ok(self) -> bool:
         """No verdict is a failure (see `FAILURES`)."""
         return all(verdict.ok for verdict in self.verdicts)
+
+    def told(self, how: Callable[[Diagnostic], Diagnostic]) -> Report:
+        """The report with every message told in this way."""
+        verdicts = (v if v.diagnostic is None else replace(v, diagnostic=how(v.diagnostic))
+                    for v in self.verdicts)  # fmt: skip
+        return replace(self, verdicts=tuple(verdicts))
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:

@@ -12,7 +12,7 @@ from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Claim
 from flowdsl.spec.scope import Resolve, Scope
 from flowdsl.syntax.format import format_expression
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Comparison, Expression, Line, Name
 
 
@@ -74,6 +74,8 @@ def _claimed(line: ClaimLine, resolve: Resolve) -> Claim:
     )
 
 
+_WHERE = "`at` or `near` and a value, as in `at alpha == 1`, or " + END
+
 CLAUSES = (
     Clause(
         SectionSyntax(
@@ -82,6 +84,15 @@ CLAUSES = (
             "same value as OTHER, or same gradient as OTHER up to TERM at NAME == VALUE (or near)",
             {"claim": _claim},
             '_SAME: "same"\n_AS: "as"\n_UPTO: /up[ \\t]+to/\nMODE: "at" | "near"',
+            {
+                "_SAME": Wanted("`value` or `gradient`"),
+                "_SAME NAME": Wanted("`as` and the other objective"),
+                "_AS": Wanted("the name of the other objective, such as `meanflow`"),
+                "_AS NAME": Wanted("`up to` and a term, " + _WHERE),
+                "_UPTO": Wanted("the term that is left out of the comparison"),
+                "_UPTO NAME": Wanted(_WHERE),
+                "MODE": Wanted("a name and its value, as in `alpha == 1`", END),
+            },
         ),
         "never",
         _enter,

@@ -9,7 +9,7 @@ from flowdsl.diagnostics import Span, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.scope import Scope
 from flowdsl.syntax.format import format_expression
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Expression, Line
 
 
@@ -47,6 +47,10 @@ CLAUSES = (
             "NAME [_ALONG expression] -> differentiate",
             "t, or t along E",
             {"differentiate": _line},
+            wanted={
+                "NAME": Wanted("`along` and a direction, or " + END),
+                "_ALONG": Wanted("the direction in which the state moves, such as `guided`", END),
+            },
         ),
         "whole",
         _enter,

@@ -10,7 +10,7 @@ from flowdsl.spec.clause import Clause
 from flowdsl.spec.scope import MapLine as Entered
 from flowdsl.spec.scope import Scope
 from flowdsl.syntax.format import format_expression
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Expression, Line
 
 
@@ -66,6 +66,20 @@ CLAUSES = (
             "_ARROW NAME _LPAR expression _RPAR _EQUAL expression -> map",
             "[NAME:] z(t) -> z(r) = E",
             {"map": _map},
+            wanted={
+                "NAME": Wanted("`(` and the map's start time, or `:` after the map's own name"),
+                "_COLON": Wanted("the state and its start time, as in `z(t)`"),
+                "_COLON NAME": Wanted("`(` and the map's start time"),
+                "_LPAR": Wanted("the map's start time, such as `t` or `1`", "`)`"),
+                "expression _RPAR": Wanted("`->` and the state at the end, as in `-> z(r)`"),
+                "_ARROW": Wanted("the state at the map's end, as in `z(r)`"),
+                "_ARROW NAME": Wanted("`(` and the map's end time"),
+                "_ARROW NAME _LPAR": Wanted("the map's end time, such as `r` or `0`", "`)`"),
+                "_ARROW NAME _LPAR expression _RPAR": Wanted("`=` and the map's formula"),
+                "_EQUAL": Wanted(
+                    "the map's formula: a state made of `z`, the times and a network", END
+                ),
+            },
         ),
         "whole",
         _enter,

@@ -11,7 +11,7 @@ from flowdsl.spec.core import Kind
 from flowdsl.spec.objective import Network
 from flowdsl.spec.scope import Scope
 from flowdsl.syntax.format import format_expression
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Expression, Line
 
 _KINDS = {"state": Kind.STATE, "scalar": Kind.SCALAR, "features": Kind.FEATURES}
@@ -157,6 +157,33 @@ head: NAME [NAME]
 FROZEN: "frozen"
 """
 
+_ARGUMENTS = "`,` and another argument, `|` and what else the network sees, or `)`"
+_CONDITIONS = "`,` and another condition, or `)`"
+_WANTED = {
+    "NAME": Wanted("`(` and the network's arguments, or `=` and an average of another"),
+    "_LPAR": Wanted("an argument: the state first, as in `u(z, t, r)`", _ARGUMENTS),
+    "_LPAR names": Wanted(_ARGUMENTS),
+    "_BAR": Wanted("a condition that the network sees, such as `label`", _CONDITIONS),
+    "_BAR names": Wanted(_CONDITIONS),
+    "_RPAR": Wanted("`->` and the network's outputs, `frozen`, or " + END),
+    "_ARROW": Wanted("an output: its name, `scalar` or `features`"),
+    "heads": Wanted("`,` and another output, `frozen`, or " + END),
+    "FROZEN": Wanted(END),
+    "heads: head": Wanted("`,` and another output, `frozen`, or " + END),
+    "heads: _COMMA": Wanted("another output"),
+    "heads: heads": Wanted("`,` and another output, `frozen`, or " + END),
+    "head: NAME": Wanted("what kind of output it is (`scalar`, `features`), `,`, or " + END),
+    "head: NAME NAME": Wanted("`,` and another output, `frozen`, or " + END),
+    "_EQUAL": Wanted("`ema(NETWORK, decay = …)`"),
+    "_EQUAL NAME": Wanted("`(` and the network that is averaged"),
+    "_EQUAL NAME _LPAR": Wanted("the network that is averaged"),
+    "_EQUAL NAME _LPAR NAME": Wanted("`,` and `decay = …`"),
+    "NAME _COMMA": Wanted("`decay = …`"),
+    "_COMMA NAME": Wanted("`=` and the decay, as in `decay = 0.99`"),
+    "_COMMA NAME _EQUAL": Wanted("the decay, a number such as `0.99`", "`)`"),
+    "expression _RPAR": Wanted(END),
+}
+
 CLAUSES = (
     Clause(
         SectionSyntax(
@@ -166,6 +193,7 @@ CLAUSES = (
             "or slow = ema(u, decay = 0.99)",
             {"network": _network, "average": _average},
             _EXTRA,
+            _WANTED,
         ),
         "names",
         _enter,

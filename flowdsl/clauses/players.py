@@ -9,7 +9,7 @@ from flowdsl.diagnostics import Span, did_you_mean, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Player
 from flowdsl.spec.scope import Scope
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Line
 
 
@@ -105,6 +105,8 @@ def _played(scope: Scope, line: PlayerLine) -> tuple[tuple[str, int], ...]:
     return tuple((name, rhythm[name]) for name in names if name in rhythm)
 
 
+_NETWORKS = "`,` and another network, or `on` and the terms"
+
 CLAUSES = (
     Clause(
         SectionSyntax(
@@ -113,6 +115,19 @@ CLAUSES = (
             "NAME: NETWORK, … on TERM [every N], …",
             {"player": _player},
             'played: play (_COMMA play)*\nplay: NAME [_EVERY NUMBER]\n_EVERY: "every"',
+            {
+                "NAME": Wanted("`:` and the networks of this player"),
+                "_COLON": Wanted("a network of this player", _NETWORKS),
+                "_COLON names": Wanted(_NETWORKS),
+                "_ON": Wanted("a term that is learnt, such as `target`"),
+                "_ON played": Wanted("`,` and another term, or " + END),
+                "played: play": Wanted("`,` and another term, or " + END),
+                "played: played": Wanted("`,` and another term, or " + END),
+                "played: _COMMA": Wanted("another term"),
+                "play: NAME": Wanted("`every N` for a term of every N-th step, `,`, or " + END),
+                "play: _EVERY": Wanted("a number of steps, such as `2`"),
+                "play: NUMBER": Wanted("`,` and another term, or " + END),
+            },
         ),
         "whole",
         _enter,

@@ -10,7 +10,7 @@ from flowdsl.diagnostics import Span, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Stage
 from flowdsl.spec.scope import Scope
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Line
 
 
@@ -71,6 +71,19 @@ CLAUSES = (
             "NAME: OBJECTIVE for SHARE, NETWORK from STAGE, …",
             {"stage": _stage},
             'carried: NAME _FROM NAME\n_FOR: "for"\n_FROM: "from"',
+            {
+                "NAME": Wanted("`:` and the objective of this stage"),
+                "_COLON": Wanted("the objective of this stage: a name, or `this`"),
+                "_COLON NAME": Wanted("`for` and the stage's share of the training"),
+                "_FOR": Wanted("the stage's share of the training, such as `0.9`"),
+                "NUMBER": Wanted("`,` and what is taken over, as in `u from velocity`, or " + END),
+                "line_stages: carried": Wanted("`,` and what else is taken over, or " + END),
+                "line_stages: _COMMA": Wanted("a network that is taken over"),
+                "line_stages": Wanted("`,` and what else is taken over, or " + END),
+                "carried: NAME": Wanted("`from` and the earlier stage"),
+                "carried: _FROM": Wanted("the earlier stage it comes from"),
+                "carried: _FROM NAME": Wanted("`,` and what else is taken over, or " + END),
+            },
         ),
         "whole",
         _enter,

@@ -9,7 +9,7 @@ from flowdsl.diagnostics import Span, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.scope import Scope, TermLine
 from flowdsl.syntax.format import format_expression, with_rows
-from flowdsl.syntax.grammar import SectionSyntax
+from flowdsl.syntax.grammar import END, END_ON, SectionSyntax, Wanted
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.tree import Expression, Line
 
@@ -102,6 +102,7 @@ def _group(keyword: str, place: int, summary: str) -> Clause:
             "[NAME:] match E to E [on CONDITION], or [NAME:] minimise E, or name = E",
             {"match": _match, "minimise": _minimise, "derived": _derived},
             _WORDS if keyword == "target" else "",
+            _WANTED,
         ),
         "whole",
         enter,
@@ -113,6 +114,16 @@ def _group(keyword: str, place: int, summary: str) -> Clause:
     )
     return clause
 
+
+_WANTED = {
+    "NAME": Wanted("`=` and a value, `(` and parameters, or `:` after a term's own name"),
+    "_COLON": Wanted("`match A to B`, `minimise E` or `derived`"),
+    "_MATCH": Wanted("what is predicted: a state, such as `u(z, t, r)`", "`to` and the target"),
+    "_TO": Wanted("the target: a state, such as `velocity`", END_ON),
+    "_MINIMISE": Wanted("what is made small: one number per row", END_ON),
+    "_DERIVED": Wanted(END_ON),
+    "_ON": Wanted("a condition, such as `t > r` or a name drawn under `rows`", END),
+}
 
 _WORDS = """
 _MATCH: "match"

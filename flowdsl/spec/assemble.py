@@ -73,6 +73,7 @@ def resolve(
         claims=claims,
         sampler=tuple((name, resolver.expression(value)) for name, value in sampler),
         extends=tree.extends,
+        line=tree.name_span.line,
     )
     terms = _Terms(scope, resolver, partial, derive).resolve()
     networks = {

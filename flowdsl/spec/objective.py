@@ -183,6 +183,7 @@ class Objective:
     claims: tuple[Claim, ...] = ()
     sampler: tuple[tuple[str, Expr], ...] = ()
     extends: str | None = None
+    line: int = 1  # where the spec's heading stands
 
     def expand_path(self, expr: Expr) -> Expr:
         """The expression with path states and velocities written out in data and noise."""

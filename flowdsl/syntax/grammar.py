@@ -18,12 +18,30 @@ LineBuilder = Callable[[Span, list[object]], Line]
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What belongs at a place of a line, in words, and how the line goes on after it.
+
+    `then` is empty where something else around the place says how it goes on.
+    """
+
+    what: str
+    then: str = ""
+
+
+#: How most lines end.
+END = "the end of the line"
+END_ON = "`on` and a condition, or the end of the line"
+
+
+@dataclass(frozen=True)
 class SectionSyntax:
     """How the lines under one heading are written.
 
     `rule` is the right-hand side of the lark rule for one line; `extra` holds further rules it
     needs; `builders` maps aliases and extra rules to functions that build nodes; `form` says in
-    words what a line looks like, for messages.
+    words what a line looks like, for messages. `wanted` says what belongs at each place of the
+    rule, by the symbols read last (`"_LPAR NAME"`), in rules of `extra` after the rule's name
+    (`"head: NAME"`).
     """
 
     keyword: str
@@ -31,6 +49,7 @@ class SectionSyntax:
     form: str
     builders: Mapping[str, LineBuilder] = field(default_factory=dict)
     extra: str = ""
+    wanted: Mapping[str, Wanted] = field(default_factory=dict)
 
 
 _COMMON = r"""
@@ -68,7 +87,7 @@ draw: names _TILDE expression [_ON expression]
 names: NAME (_COMMA NAME)*
 labelled: [NAME _COLON] expression [_ON expression]
 
-header: NAME [_EXTENDS NAME] [STRING] [ARXIV] _SEPARATOR*
+header: NAME [_EXTENDS (NAME | PATH)] [STRING] [ARXIV] _SEPARATOR*
 
 OR: "or"
 AND: "and"
@@ -94,6 +113,7 @@ _COLON: ":"
 _ARROW: "->"
 NUMBER: /[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?/
 STRING: /"[^"\n]*"/
+PATH.2: /[^\s;"#]*[^\s;"#\/]\.flow(?![^\s;#])/
 ARXIV.2: /arXiv:[^\s;]+/
 _SEPARATOR: /[ \t]*[;\n][;\s]*/
 _BLANK: /[ \t\n]+/

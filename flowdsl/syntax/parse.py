@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import lark
 from lark import Lark, TextSlice, Token, Transformer
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
+from lark.exceptions import UnexpectedInput, UnexpectedToken, VisitError
 from lark.tree import Meta
 from lark.visitors import v_args
 
 from flowdsl.diagnostics import Diagnostic, DiagnosticError, Source, Span, fail
 from flowdsl.syntax.grammar import SectionSyntax, assemble
-from flowdsl.syntax.layout import lay_out, stop_on
+from flowdsl.syntax.layout import Chunk, lay_out, stop_on
 from flowdsl.syntax.lines import Binding, DrawLine, Labelled
-from flowdsl.syntax.sentences import sentence
+from flowdsl.syntax.sentences import HEADER_FORM, Fault, Sentences, explained
+from flowdsl.syntax.states import States
 from flowdsl.syntax.tree import (
     Binary,
     Call,
@@ -71,7 +73,7 @@ class Parser:
             try:
                 parsed = self._lark.parse(text, start=start)
             except UnexpectedInput as error:
-                problems.append(self._explain(error, source, chunk.keyword, chunk.start, chunk.end))
+                problems.append(self._explain(error, source, chunk))
                 continue
             deep = _too_deep(parsed)
             if deep is not None:
@@ -107,35 +109,40 @@ class Parser:
             _token_span(source, base) if isinstance(base, Token) else None,
         )
 
-    def _explain(
-        self, error: UnexpectedInput, source: Source, keyword: str, start: int, end: int
-    ) -> Diagnostic:
-        form = self.sections[keyword].form if keyword in self.sections else _HEADER_FORM
-        if isinstance(error, UnexpectedCharacters):
-            at = error.pos_in_stream or start
-            return sentence(
-                source, keyword, form, start, at, at + 1, "", sorted(error.allowed or ())
-            )
+    @cached_property
+    def states(self) -> States:
+        """What the states of the parser have read."""
+        return States(self._lark)
+
+    @cached_property
+    def sentences(self) -> Sentences:
+        """What belongs at each state of the parser, in words."""
+        return Sentences(self.states, self.sections)
+
+    def _explain(self, error: UnexpectedInput, source: Source, chunk: Chunk) -> Diagnostic:
+        stack = tuple(getattr(error.state, "state_stack", ()))
+        begin = chunk.start
         if isinstance(error, UnexpectedToken):
             token = error.token
-            expected = sorted(error.accepts or error.expected)
             if token.type == "$END":
-                at = start + len(source.text[start:end].rstrip())
-                return sentence(source, keyword, form, start, at, at, "$END", expected)
-            at = token.start_pos if token.start_pos is not None else start
-            stop = token.end_pos if token.end_pos is not None else at + 1
-            return sentence(source, keyword, form, start, at, stop, token.type, expected)
-        return Diagnostic("syntax", "this section cannot be read", Span(source, start, start + 1))
-
-
-_HEADER_FORM = 'objective NAME [extends OTHER] ["title"] [arXiv:NUMBER]'
+                at = begin + len(source.text[begin : chunk.end].rstrip())
+                end, found = at, "$END"
+            else:
+                at = token.start_pos if token.start_pos is not None else begin
+                end = token.end_pos if token.end_pos is not None else at + 1
+                found = str(token.type)
+        else:
+            at = error.pos_in_stream or begin
+            end, found = at + 1, ""
+        fault = Fault(source, chunk.keyword, begin, at, end, found, stack)
+        return explained(fault, self.sentences)
 
 
 def _no_header(source: Source) -> Diagnostic:
     return Diagnostic(
         "syntax",
         f"{source.name} has no heading `objective`",
-        facts=(("a spec begins", _HEADER_FORM),),
+        facts=(("a spec begins", HEADER_FORM),),
         hint="headings stand at the beginning of a line, without blanks before them",
     )
 
