@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from sympy import QQ
-from sympy.polys.fields import FracField
-from sympy.polys.orderings import lex
-
 from flowdsl.proof.errors import Clock, Pole, Undecided
+from flowdsl.proof.quotients import Quotients
 from flowdsl.proof.text import element_text
 
-Element = Any  #: a sympy FracElement of one `Scalars` field
+Element = Any  #: a `Quotient` of one `Scalars` field
 
 ORDER = 5  #: Taylor polynomials in small quantities keep this many orders
 SMALLS = 5  #: how many small quantities may be in use at once
@@ -43,7 +40,7 @@ class Rationals:
     def __init__(self, names: Iterable[str], spare: int = SPARE) -> None:
         self.names: list[str] = list(dict.fromkeys(names))
         count = len(self.names) + SMALLS + spare
-        self.field = FracField([f"g{i}" for i in range(count)], QQ, lex)
+        self.field = Quotients(f"g{i}" for i in range(count))
         self.one: Element = self.field.one
         self.zero: Element = self.field.zero
         self._index = {name: i for i, name in enumerate(self.names)}
@@ -75,7 +72,7 @@ class Rationals:
 
     def number(self, value: Fraction | int) -> Element:
         exact = Fraction(value)
-        return self.field.ground_new(QQ(exact.numerator, exact.denominator))
+        return self.field(exact.numerator) / self.field(exact.denominator)
 
     def small(self) -> int:
         """Borrow a small quantity; give it back with `release`, last borrowed first."""

@@ -136,7 +136,7 @@ class Scalars(Rationals):
         total: Element = self.one
         for m, c in x.numer.items():
             power = int(c.numerator)
-            unit = self.field(x.numer.ring.from_dict({m: c / power}))
+            unit = self.field(x.numer.ring.from_dict({m: 1}))
             total = total * self._define("exp", unit, unit, f"exp({self.text(unit)})") ** power
         return total
 
