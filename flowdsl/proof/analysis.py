@@ -89,13 +89,13 @@ class Analysis:
         """The field of this objective: the scalars that its mathematics contains, in a fixed
         order."""
         names, functions = scalars_of(self.objective, self.symbolic)
-        return Scalars([*names, "_0", "_1"], spare=functions + 2)
+        return Scalars([*names, "_0", "_1"], spare=room(functions))
 
     @cached_property
     def loss_scalars(self) -> Scalars:
         """The field of the row's losses."""
         names, functions = scalars_of(self.objective, self.symbolic)
-        return Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=functions + 4)
+        return Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=room(functions))
 
     @cached_property
     def values(self) -> Analysis:
@@ -122,8 +122,8 @@ class Analysis:
         """
         mine, yours = (scalars_of(a.objective, self.symbolic) for a in (self, other))
         names = list(dict.fromkeys([*mine[0], *yours[0]]))
-        scalars = Scalars([*names, "_0", "_1"], spare=mine[1] + yours[1] + 12)
-        losses = Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=mine[1] + yours[1] + 4)
+        scalars = Scalars([*names, "_0", "_1"], spare=room(mine[1] + yours[1]))
+        losses = Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=room(mine[1] + yours[1]))
         series: dict[frozenset[str] | None, Series] = {}
         reserved = scalars.small(), scalars.small()
         for analysis in (self, other):
@@ -394,6 +394,11 @@ class Analysis:
     def weight(self, case: Case) -> Weight:
         """The row's loss as a function of its error."""
         return weight_of(self, case)
+
+
+def room(functions: int) -> int:
+    """How many generators functions may need: each at several times, and while these move."""
+    return 3 * functions + 8
 
 
 class _Nothing:

@@ -32,6 +32,7 @@ class Defined:
     function: str
     argument: Element | None
     name: str
+    inside: frozenset[int] = frozenset()  # the generators in its argument
 
 
 class Rationals:
@@ -48,6 +49,7 @@ class Rationals:
         self.smalls = tuple(range(first, first + SMALLS))
         self._free = list(range(first + SMALLS, count))
         self._in_use = 0
+        self.kept: frozenset[int] = frozenset()  # small quantities that functions keep inside
         self.defined: dict[int, Defined] = {}
         self._found: dict[tuple[str, object], int] = {}
         self.roots: list[int] = []
@@ -74,12 +76,19 @@ class Rationals:
         exact = Fraction(value)
         return self.field(exact.numerator) / self.field(exact.denominator)
 
-    def small(self) -> int:
-        """Borrow a small quantity; give it back with `release`, last borrowed first."""
+    def small(self, *, inside: bool = False) -> int:
+        """Borrow a small quantity; give it back with `release`, last borrowed first.
+
+        With `inside`, functions keep it in their arguments and are exact in it; else their Taylor
+        polynomials stand, which show zeros and poles.
+        """
         if self._in_use >= SMALLS:
             raise Undecided("derivatives are nested too deeply")
         self._in_use += 1
-        return self.smalls[self._in_use - 1]
+        found = self.smalls[self._in_use - 1]
+        if inside:
+            self.kept = self.kept | {found}
+        return found
 
     def finite_at(self, x: Element, values: Mapping[int, Element]) -> bool:
         """Is x finite where symbols take these values?"""
@@ -92,6 +101,7 @@ class Rationals:
 
     def release(self) -> None:
         self._in_use -= 1
+        self.kept = self.kept - {self.smalls[self._in_use]}
 
     def _define(self, function: str, key: object, argument: Element | None, name: str) -> Element:
         known = self._found.get((function, key))
@@ -100,7 +110,8 @@ class Rationals:
                 raise Undecided("too many different functions of time")
             known = self._free.pop(0)
             self._found[function, key] = known
-            self.defined[known] = Defined(function, argument, name)
+            inside = frozenset() if argument is None else frozenset(self.generators_in(argument))
+            self.defined[known] = Defined(function, argument, name, inside)
             if function == "sqrt":
                 self.roots.append(known)
         return self.field.gens[known]
@@ -124,8 +135,8 @@ class Rationals:
                 found.update(i for i, power in enumerate(monomial) if power)
         for i in list(found):
             definition = self.defined.get(i)
-            if definition is not None and definition.argument is not None:
-                found |= self.generators_in(definition.argument)
+            if definition is not None:
+                found |= definition.inside
         return found
 
     def rational(self, x: Element) -> Fraction | None:
@@ -206,7 +217,7 @@ class Rationals:
         total = x.diff(self.field.gens[index])
         for w, definition in self.defined.items():
             argument = definition.argument
-            if argument is None or index not in self.generators_in(argument):
+            if argument is None or index not in definition.inside:
                 continue
             outer = x.diff(self.field.gens[w])
             if outer:
@@ -226,11 +237,7 @@ class Rationals:
 
     def at_zero(self, x: Element, index: int) -> Element:
         """x where the generator is 0. Raises `Pole` where it has no value."""
-        inner = [
-            w
-            for w, d in self.defined.items()
-            if d.argument is not None and index in self.generators_in(d.argument)
-        ]
+        inner = [w for w, d in self.defined.items() if index in d.inside]
         if any(any(m[w] for m in x.numer) or any(m[w] for m in x.denom) for w in inner):
             values = {
                 w: self._again(self.defined[w], self.at_zero(self.defined[w].argument, index))
@@ -273,7 +280,7 @@ class Rationals:
         values = {index: value}
         for w, definition in list(self.defined.items()):
             argument = definition.argument
-            if w not in inside or argument is None or index not in self.generators_in(argument):
+            if w not in inside or argument is None or index not in definition.inside:
                 continue
             values[w] = self._again(definition, self.substitute(argument, index, value))
         return self.divide(self._evaluate(x.numer, values), self._evaluate(x.denom, values))

@@ -193,7 +193,7 @@ class Reader:
         network = context.objective.networks[node.network]
         point, moment = None, None
         times: list[Element] = []
-        borrowed = [context.scalars.small() for _ in node.directions]
+        borrowed = [context.scalars.small(inside=True) for _ in node.directions]
         try:
             for k, ((_, kind), arg) in enumerate(zip(network.arguments, node.args, strict=True)):
                 moves = [(e, d[k]) for e, d in zip(borrowed, node.directions, strict=True)]

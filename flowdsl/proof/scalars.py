@@ -5,8 +5,10 @@ Transcendental functions are further generators of the field, with one generator
     p = tan(x / 2),   cos x = (1 - p^2) / (1 + p^2),   sin x = 2 p / (1 + p^2),
 
 so that the Pythagorean relation holds by construction, and one per root, with w^2 reduced on sight.
-*Small* generators (a step e in a derivative, a distance to a border) are never inside a function:
-there the function's Taylor polynomial stands instead, exact up to `ORDER`.
+*Small* generators (the distance to a border, the parameter of an expansion) are not inside a
+function: there its Taylor polynomial stands instead, exact up to `ORDER`, which shows zeros and
+poles. The step of a derivative is, unless the derivative is taken where a map's network has no
+weight: then the function is exact in it, and nothing grows.
 """
 
 from __future__ import annotations
@@ -64,9 +66,10 @@ class Scalars(Rationals):
         return total
 
     def _at_rest(self, x: Element) -> Element:
-        """x where every small quantity is 0: the point about which functions are expanded."""
+        """x where small quantities are 0: the point about which functions are expanded."""
         for i in self.smalls:
-            x = self.at_zero(x, i)
+            if i not in self.kept:
+                x = self.at_zero(x, i)
         return x
 
     def _taylor(self, x: Element, slopes: Callable[[Element], list[Element]]) -> Element:

@@ -120,7 +120,7 @@ class MapNetwork:
         self, start: Element, end: Element, conditions: Conditions
     ) -> tuple[Element, Element]:
         """A and B of the map `A z + B N` between two times."""
-        key = (start, end, conditions)
+        key = (start, end, conditions, self.context.scalars.kept)
         known = self._known.get(key)
         if known is None:
             value = self._reader(start, end, conditions).state(self.shape.body)
@@ -230,9 +230,23 @@ class MapNetwork:
         """The network's value for which the map lands where `landing` says."""
         start, end = self.times_of(call.times, call.conditions, call.moment)
         _, b = self.coefficients(start, end, call.conditions)
-        if b:
+        if not b:
+            return self._border(call, start, end, landing)
+        scalars = self.context.scalars
+        kept = scalars.kept
+        if self._vanishes_at_rest(b):  # a derivative on the border: its step must show the pole
+            scalars.kept = frozenset()
+        try:
             return self._quotient(call, start, end, landing)
-        return self._border(call, start, end, landing)
+        finally:
+            scalars.kept = kept
+
+    def _vanishes_at_rest(self, b: Element) -> bool:
+        """Is the network's weight zero where the steps of derivatives are?"""
+        scalars = self.context.scalars
+        for step in scalars.kept:
+            b = scalars.at_zero(b, step)
+        return not b
 
     def _quotient(self, call: Call, start: Element, end: Element, landing: Landing) -> State:
         a, b = self.coefficients(start, end, call.conditions)
