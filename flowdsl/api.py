@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ from flowdsl.syntax.tree import Tree
 
 if TYPE_CHECKING:
     from flowdsl.checks import Report
+    from flowdsl.passes.options import Options
     from flowdsl.passes.program import Program
     from flowdsl.runtime.loss import Loss
 
@@ -49,11 +50,12 @@ class Objective:
         optimize: bool = True,
         derivative: DerivativeRule = "exact",
         constants: Constants | None = None,
+        fixed_shapes: bool = False,
+        without: Sequence[str] = (),
     ) -> Program:
         """The graph of evaluations, before (`optimize=False`) or after the passes."""
-        return pipeline.optimised(
-            self.typed, optimize=optimize, derivative=derivative, constants=constants
-        )
+        options = _options(optimize, derivative, fixed_shapes, without)
+        return pipeline.optimised(self.typed, options, constants)
 
     def emit(
         self,
@@ -61,11 +63,12 @@ class Objective:
         optimize: bool = True,
         derivative: DerivativeRule = "exact",
         constants: Constants | None = None,
+        fixed_shapes: bool = False,
+        without: Sequence[str] = (),
     ) -> str:
         """The loss as Python text that imports torch only: what `compile` runs."""
-        return pipeline.emitted(
-            self.typed, optimize=optimize, derivative=derivative, constants=constants
-        )
+        options = _options(optimize, derivative, fixed_shapes, without)
+        return pipeline.emitted(self.typed, options, constants)
 
     def compile(
         self,
@@ -73,15 +76,18 @@ class Objective:
         optimize: bool = True,
         derivative: DerivativeRule = "exact",
         constants: Constants | None = None,
+        fixed_shapes: bool = False,
+        without: Sequence[str] = (),
     ) -> Loss:
         """The loss.
 
         `derivative="finite_difference"` takes central differences, for networks that have no
-        forward derivative; `constants` replaces values of the spec's `constants`.
+        forward derivative; `constants` replaces values of the spec's `constants`. With
+        `fixed_shapes` no shape depends on what is drawn, as torch.compile needs it. `without` names
+        passes to leave out.
         """
-        return pipeline.compiled(
-            self.typed, optimize=optimize, derivative=derivative, constants=constants
-        )
+        options = _options(optimize, derivative, fixed_shapes, without)
+        return pipeline.compiled(self.typed, options, constants)
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages in which the objective is trained; none when it is trained in one piece."""
@@ -105,6 +111,14 @@ class Stage:
     objective: Objective
     share: Fraction
     carried: tuple[tuple[str, str], ...]
+
+
+def _options(
+    optimize: bool, derivative: DerivativeRule, fixed_shapes: bool, without: Sequence[str]
+) -> Options:
+    from flowdsl.passes.options import Options
+
+    return Options(optimize, derivative, fixed_shapes, tuple(without))
 
 
 def load(spec: str | Path) -> Objective:

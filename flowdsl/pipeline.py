@@ -39,6 +39,7 @@ from flowdsl.syntax.tree import Expression, Tree
 if TYPE_CHECKING:
     from flowdsl.checks import Report
     from flowdsl.checks.certificate import CertificateReport
+    from flowdsl.passes.options import Options
     from flowdsl.passes.program import Program
     from flowdsl.runtime.loss import Loss
 
@@ -337,14 +338,18 @@ def recipe(tree: Tree) -> dict[str, Any]:
 
 
 def drawn(program: Program, *, as_picture: bool) -> str:
-    """A program as text (what each pass gained, then every value), or as an SVG picture."""
+    """A program as text (what each pass gained, the evaluations before, then every value), or as an
+    SVG picture.
+    """
     from flowdsl.ir.picture import svg
-    from flowdsl.ir.text import graph_text
+    from flowdsl.ir.text import evaluations_text, graph_text
     from flowdsl.passes.run import protocol
 
     if as_picture:
         return svg(program.phases[-1].graph)
     parts = [protocol(program)]
+    if program.written is not None:
+        parts.append(f"\nas written\n\n{evaluations_text(program.written)}")
     for phase in program.phases:
         title = f"\nphase {phase.name}\n" if phase.name else "\n"
         parts.append(title + graph_text(phase.graph))
@@ -352,44 +357,32 @@ def drawn(program: Program, *, as_picture: bool) -> str:
 
 
 def optimised(
-    objective: Objective,
-    *,
-    optimize: bool = True,
-    derivative: DerivativeRule = "exact",
-    constants: Constants | None = None,
+    objective: Objective, options: Options | None = None, constants: Constants | None = None
 ) -> Program:
     """Typed objective -> graph -> program; `optimize=False` is the graph as it was written."""
     from flowdsl.ir.lower import lower
     from flowdsl.passes import run_passes
 
-    return run_passes(lower(objective, constants), optimize=optimize, derivative=derivative)
+    return run_passes(lower(objective, constants), options)
 
 
 def emitted(
-    objective: Objective,
-    *,
-    optimize: bool = True,
-    derivative: DerivativeRule = "exact",
-    constants: Constants | None = None,
+    objective: Objective, options: Options | None = None, constants: Constants | None = None
 ) -> str:
     """Typed objective -> Python source."""
     from flowdsl.emit import emit
 
-    program = optimised(objective, optimize=optimize, derivative=derivative, constants=constants)
-    return emit(program, derivative=derivative)
+    derivative = "exact" if options is None else options.derivative
+    return emit(optimised(objective, options, constants), derivative=derivative)
 
 
 def compiled(
-    objective: Objective,
-    *,
-    optimize: bool = True,
-    derivative: DerivativeRule = "exact",
-    constants: Constants | None = None,
+    objective: Objective, options: Options | None = None, constants: Constants | None = None
 ) -> Loss:
     """Typed objective -> source -> loss. The text that is executed is the text that is shown."""
     from flowdsl.emit.load import load as load_source
     from flowdsl.emit.signature import signature
     from flowdsl.ir.lower import with_constants
 
-    source = emitted(objective, optimize=optimize, derivative=derivative, constants=constants)
+    source = emitted(objective, options, constants)
     return load_source(source, signature(with_constants(objective, constants or {})))

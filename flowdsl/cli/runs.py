@@ -59,6 +59,10 @@ def train(
         list[str] | None,
         typer.Option(metavar="ROLE=RUN", help="Start a network with the weights of a run."),
     ] = None,
+    compile_: Annotated[
+        bool,
+        typer.Option("--compile", help="Under torch.compile, checked: the setting compile=true."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting with its default, and stop.")
@@ -81,7 +85,7 @@ def train(
     from flowdsl.runtime.training.overrides import make_config
 
     if resume is not None:
-        if spec or settings or set_ or start or out:
+        if spec or settings or set_ or start or out or compile_:
             raise fail(
                 "command",
                 "a resumed run keeps its spec and settings",
@@ -95,11 +99,12 @@ def train(
 
     objective = flowdsl.load(spec)
     sources = {role: Path(run) for role, run in _pairs(start)}
+    words = [*(settings or []), *(["compile=true"] if compile_ else [])]
     parts = objective.stages()
     for one in {one.name: one for one in (p.objective for p in parts)}.values() or [objective]:
         warn_unless_proved(one)
     if parts:
-        plans = stage_plans(objective, parts, settings or [], constants(set_))
+        plans = stage_plans(objective, parts, words, constants(set_))
         result = train_stages(
             plans,
             compile_saved,
@@ -109,10 +114,11 @@ def train(
             progress=not quiet,
         )
         raise typer.Exit(result.exit_code)
-    saved = _saved(objective, constants(set_))
+    config = make_config(words, pipeline.recipe(objective.tree))
+    saved = _saved(objective, constants(set_), {"fixed_shapes": True} if config.compile else {})
     result = train_run(
         compile_saved(saved),
-        make_config(settings or [], pipeline.recipe(objective.tree)),
+        config,
         saved,
         run_dir=out,
         sources=sources,
@@ -214,9 +220,12 @@ def compile_saved(saved: SavedSpec) -> Loss:
     )
 
 
+_OPTIONS = ("optimize", "derivative", "fixed_shapes")
+
+
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The compile options that a run may have been saved with."""
-    return {name: options[name] for name in ("optimize", "derivative") if name in options}
+    return {name: options[name] for name in _OPTIONS if name in options}
 
 
 def _sampler(name: str) -> Sampler:
@@ -224,10 +233,10 @@ def _sampler(name: str) -> Sampler:
     return cast("Sampler", name)
 
 
-def _saved(objective: Any, values: Mapping[str, float]) -> SavedSpec:
+def _saved(objective: Any, values: Mapping[str, float], options: Mapping[str, Any]) -> SavedSpec:
     from flowdsl.runtime.training.directory import SavedSpec
 
-    return SavedSpec(text=objective.text(), constants=dict(values))
+    return SavedSpec(text=objective.text(), constants=dict(values), options=options)
 
 
 def _pairs(words: list[str] | None) -> list[tuple[str, str]]:

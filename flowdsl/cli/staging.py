@@ -54,7 +54,8 @@ def stage_plans(
         config = config.model_copy(update={"steps": until - taken})
         taken = until
         mine = {k: v for k, v in constants.items() if k in part.objective.typed.constants}
-        spec = SavedSpec(text=part.objective.text(), constants=mine)
+        options = {"fixed_shapes": True} if config.compile else {}
+        spec = SavedSpec(text=part.objective.text(), constants=mine, options=options)
         plans.append(StagePlan(part.name, spec, config, part.carried))
     return plans
 

@@ -11,6 +11,7 @@ from flowdsl.emit.module import emit
 from flowdsl.emit.signature import signature
 from flowdsl.ir.lower import lower, with_constants
 from flowdsl.passes import run_passes
+from flowdsl.passes.options import Options
 from flowdsl.runtime.loss import Loss
 from flowdsl.spec.objective import Objective
 
@@ -23,6 +24,7 @@ def compile_objective(
     optimize: bool = True,
     derivative: Derivative = "exact",
     constants: Mapping[str, float | Fraction] | None = None,
+    fixed_shapes: bool = False,
 ) -> Loss:
     """Compile an objective to a loss.
 
@@ -31,7 +33,11 @@ def compile_objective(
     DiagnosticError for an unknown constant, and for names that become one in Python.
     """
     source = emit_objective(
-        objective, optimize=optimize, derivative=derivative, constants=constants
+        objective,
+        optimize=optimize,
+        derivative=derivative,
+        constants=constants,
+        fixed_shapes=fixed_shapes,
     )
     return load(source, signature(with_constants(objective, constants or {})))
 
@@ -42,8 +48,9 @@ def emit_objective(
     optimize: bool = True,
     derivative: Derivative = "exact",
     constants: Mapping[str, float | Fraction] | None = None,
+    fixed_shapes: bool = False,
 ) -> str:
     """The Python source of a compiled objective; it imports torch and nothing else."""
     graph = lower(objective, constants)
-    program = run_passes(graph, optimize=optimize, derivative=derivative)
+    program = run_passes(graph, Options(optimize, derivative, fixed_shapes))
     return emit(program, derivative=derivative)

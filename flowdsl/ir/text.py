@@ -5,7 +5,7 @@ costs.
 from __future__ import annotations
 
 from flowdsl.ir.cells import analyse
-from flowdsl.ir.cost import RULES, Prices, cost, pass_cost, rows_of
+from flowdsl.ir.cost import PLAIN, RULES, Prices, cost, pass_cost, rows_of
 from flowdsl.ir.gradient import gradient
 from flowdsl.ir.graph import LEAVES, NETWORK_OPS, Graph, Node
 from flowdsl.prelude.text import show
@@ -36,6 +36,19 @@ def graph_text(graph: Graph, prices: Prices = RULES) -> str:
         lines.append(f"term {output.term}: mean of %{output.loss}{where}")
     lines.append(f"cost {cost(graph, prices, cells)}")
     return "\n".join(lines)
+
+
+def evaluations_text(graph: Graph, prices: Prices = PLAIN) -> str:
+    """The network passes alone: what each is, its share of the rows, and its cost."""
+    cells, flow = analyse(graph), gradient(graph)
+    lines = []
+    for at in graph.calls():
+        node = graph[at]
+        share = cells.share(rows_of(graph, cells, at))
+        price = pass_cost(graph, node, share, prices, bool(flow.learns(at))).total
+        what = described(graph, node).split(" : ")[-1]
+        lines.append(f"{f'%{at}':>5} = {what:<64} {share:>4.0%} of the rows, {price:.2f} F")
+    return "\n".join([*lines, f"cost {cost(graph, prices, cells)}"])
 
 
 def described(graph: Graph, node: Node) -> str:

@@ -36,11 +36,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """The optimised loss. `common` is the graph in which phases are told apart; the last phase is
-    the rest. `optimized` is false where no pass ran: the loss as anyone would write it down.
+    """The optimised loss. `written` is the graph before any pass; `common` is the graph in which
+    phases are told apart; the last phase is the rest. `optimized` is false where no pass ran: the
+    loss as anyone would write it down.
     """
 
     common: Graph
     phases: tuple[Phase, ...]
     steps: tuple[Step, ...] = field(default=(), compare=False)
     optimized: bool = True
+    written: Graph | None = field(default=None, compare=False)

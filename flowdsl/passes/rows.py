@@ -16,9 +16,9 @@ from flowdsl.ir.graph import NETWORK_OPS, Builder, Count, Graph, Node, rewrite
 from flowdsl.ir.rowsets import can_run_on_rows, count_of, static_atoms
 from flowdsl.spec.core import Kind, Level
 
-#: An unknown number of rows costs a synchronisation and changing shapes: it must save this much
-#: more.
-DYNAMIC = 0.05
+#: An unknown number of rows costs a synchronisation, and shapes that change from step to step and
+#: so cannot be compiled: it must save this much more, in forward passes.
+DYNAMIC = 0.15
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,18 @@ class _Choice:
 
 def rows(graph: Graph) -> Graph:
     """Restrict each pass to the rows that need it, where that pays."""
+    return _restricted(graph, dynamic=True)
+
+
+def fixed_rows(graph: Graph) -> Graph:
+    """The same, but only where the batch size alone tells how many rows there are."""
+    return _restricted(graph, dynamic=False)
+
+
+def _restricted(graph: Graph, dynamic: bool) -> Graph:
     cells = analyse(graph)
-    chosen = {
-        at: choice for at in graph.calls() if (choice := _choose(graph, cells, at)) is not None
-    }
+    found = {at: _choose(graph, cells, at, dynamic) for at in graph.calls()}
+    chosen = {at: choice for at, choice in found.items() if choice is not None}
 
     def rule(builder: Builder, node: Node, old: int) -> int:
         if node.op not in NETWORK_OPS or old not in chosen:
@@ -79,7 +87,7 @@ def _conditions_first(graph: Graph, cells: Cells) -> list[int]:
     return list(first)
 
 
-def _choose(graph: Graph, cells: Cells, at: int) -> _Choice | None:
+def _choose(graph: Graph, cells: Cells, at: int, dynamic: bool) -> _Choice | None:
     node = graph[at]
     needed = cells.demand[at]
     if needed == cells.all or not can_run_on_rows(graph, node):
@@ -100,7 +108,7 @@ def _choose(graph: Graph, cells: Cells, at: int) -> _Choice | None:
         )
     rowwise = {i for i, a in enumerate(cells.atoms) if graph[a].level is Level.ROW}
     exact = cells.widen(needed, rowwise)
-    if not node.call.record and exact != cells.all:
+    if dynamic and not node.call.record and exact != cells.all:
         own = pass_cost(graph, node, cells.share(exact)).total + DYNAMIC
         if own < best_cost:
             best = _Choice(exact, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.ir.cost import DIFFERENCE, PLAIN, RULES, Prices, cost
 from flowdsl.ir.graph import Graph, verify
 from flowdsl.passes.beside import beside
@@ -13,21 +12,32 @@ from flowdsl.passes.common import common
 from flowdsl.passes.decide import decide
 from flowdsl.passes.duals import duals
 from flowdsl.passes.fold import fold
+from flowdsl.passes.options import Options
 from flowdsl.passes.phases import phases
 from flowdsl.passes.program import Phase, Program, Step
 from flowdsl.passes.reuse import reuse
-from flowdsl.passes.rows import rows
+from flowdsl.passes.rows import fixed_rows, rows
 from flowdsl.passes.stops import stops
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: a pure function from graph to graph, and why it stands where it stands."""
+    """One pass: a pure function from graph to graph, and why it stands where it stands. `fixed`
+    takes its place where no shape may depend on what is drawn.
+    """
 
     name: str
     apply: Callable[[Graph], Graph]
     reason: str
     exact_only: bool = False
+    fixed: Callable[[Graph], Graph] | None = None
+
+    def run(self, graph: Graph, options: Options) -> Graph:
+        """The graph after this pass, looked over."""
+        chosen = self.fixed if options.fixed_shapes and self.fixed else self.apply
+        graph = chosen(graph)
+        verify(graph)
+        return graph
 
 
 #: Before training's phases are told apart.
@@ -43,48 +53,48 @@ PHASE_PASSES = (
     Pass("common", common, "passes that differed by a `stop` only are equal now"),
     Pass("reuse", reuse, "before rows: it shrinks what rows must be evaluated"),
     Pass("fold", fold, "selections that reuse has nested"),
-    Pass("rows", rows, "after reuse, when demand is final"),
+    Pass("rows", rows, "after reuse, when demand is final", fixed=fixed_rows),
     Pass("fold", fold, "passes that no row needs"),
     Pass("beside", beside, "after rows: a pass is split where a derivative joins", exact_only=True),
     Pass("fold", fold, "selections between the parts of what was split"),
     Pass("duals", duals, "last: a pair must agree in rows and in gradient", exact_only=True),
 )
-DERIVATIVES = ("exact", "finite_difference")
 PASSES = (*COMMON_PASSES, *PHASE_PASSES)
 
 
-def run_passes(graph: Graph, *, optimize: bool = True, derivative: str = "exact") -> Program:
-    """The program of a lowered graph. `derivative` is "exact" or "finite_difference"."""
-    if derivative not in DERIVATIVES:
-        raise fail(
-            "compile",
-            f'there is no derivative "{derivative}"',
-            hint=did_you_mean(derivative, DERIVATIVES) or f"one of {', '.join(DERIVATIVES)}",
-        )
-    exact = derivative == "exact"
-    prices = RULES if exact else DIFFERENCE
-    steps = [_step("lower", "", graph, PLAIN if exact else DIFFERENCE)]
-    if not optimize:
+def run_passes(graph: Graph, options: Options | None = None) -> Program:
+    """The program of a lowered graph."""
+    options = options or Options()
+    prices = RULES if options.exact else DIFFERENCE
+    written = graph
+    steps = [_step("lower", "", graph, PLAIN if options.exact else DIFFERENCE)]
+    if not options.optimize:
         return Program(graph, (Phase("", (), graph),), tuple(steps), optimized=False)
-    if exact:
+    if options.exact:
         steps.append(_step("rules", "", graph, prices))
-    for each in COMMON_PASSES:
-        graph = each.apply(graph)
-        verify(graph)
+    for each in _chosen(COMMON_PASSES, options):
+        graph = each.run(graph, options)
         steps.append(_step(each.name, "", graph, prices))
     done = []
-    for phase in phases(graph):
+    whole = (Phase("otherwise", (), graph),)
+    for phase in whole if "phases" in options.without else phases(graph):
         current = phase.graph
         steps.append(_step("phases", phase.name, current, prices))
-        for each in PHASE_PASSES:
-            if exact or not each.exact_only:
-                current = each.apply(current)
-                verify(current)
-                steps.append(_step(each.name, phase.name, current, prices))
+        for each in _chosen(PHASE_PASSES, options):
+            current = each.run(current, options)
+            steps.append(_step(each.name, phase.name, current, prices))
         done.append(replace(phase, graph=current))
     if len(done) == 1:
         done = [replace(done[0], name="")]
-    return Program(graph, tuple(done), tuple(steps))
+    return Program(graph, tuple(done), tuple(steps), written=written)
+
+
+def _chosen(passes: tuple[Pass, ...], options: Options) -> list[Pass]:
+    return [
+        each
+        for each in passes
+        if (options.exact or not each.exact_only) and each.name not in options.without
+    ]
 
 
 def _step(name: str, phase: str, graph: Graph, prices: Prices) -> Step:

@@ -43,10 +43,14 @@ class Agreement:
     @property
     def ok(self) -> bool:
         """Whether all three are within the tolerance; numbers that are not finite never are."""
+        return self.within(self.tolerance)
+
+    def within(self, tolerance: float) -> bool:
+        """The same for another tolerance."""
         return (
-            self.value <= self.tolerance
-            and self.gradient <= self.tolerance
-            and self.worst <= SINGLE * self.tolerance
+            self.value <= tolerance
+            and self.gradient <= tolerance
+            and self.worst <= SINGLE * tolerance
         )
 
     @property

@@ -14,26 +14,16 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.runtime.agreement import Agreement, Outcome, compare, outcome
+from flowdsl.runtime.compiling import check_backend, whole_graph
 from flowdsl.runtime.errors import first_line
 
-
-def check_backend(name: str) -> None:
-    """Raises a diagnostic for a compiler that torch does not have."""
-    known = torch.compiler.list_backends(exclude_tags=())
-    if name not in known:
-        raise fail(
-            "compile",
-            f'torch has no compiler "{name}"',
-            facts=[("known", ", ".join(known))],
-            hint=did_you_mean(name, known),
-        )
+__all__ = ["check_backend", "compiled", "verify_compiled"]
 
 
 def compiled(module: nn.Module, backend: str) -> Any:
-    """The module, to be compiled for fixed shapes at its first call."""
-    return torch.compile(module, backend=backend, dynamic=False)
+    """The module, to be compiled as one graph at its first call."""
+    return whole_graph(module, backend)
 
 
 def verify_compiled(

@@ -58,6 +58,11 @@ class TrainConfig(BaseModel):
         Literal["float32", "bfloat16"],
         Field(description="of the network's arithmetic; times stay float32"),
     ] = "float32"
+    compile: Annotated[
+        bool,
+        Field(description="run the loss under torch.compile, each graph checked against eager"),
+    ] = False
+    backend: Annotated[str, Field(description="the compiler of torch.compile")] = "inductor"
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Annotated[
         tuple[Decay, ...],

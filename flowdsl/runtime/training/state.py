@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowdsl.diagnostics import fail
+from flowdsl.runtime.compiling import CheckedCompiled
 from flowdsl.runtime.contract import ObjectiveSignature
-from flowdsl.runtime.protocols import CompiledLoss, Networks
+from flowdsl.runtime.protocols import BoundLoss, CompiledLoss, Networks
 from flowdsl.runtime.training.averages import EvaluationAverage
 from flowdsl.runtime.training.checkpoints import Checkpoint, save_tensors
 from flowdsl.runtime.training.config import TrainConfig
@@ -35,6 +37,7 @@ class TrainState:
         self.bound = loss.bind(networks)
         self.bound.to(device)
         self.bound.train()
+        self.run = _compiled(self.bound, config)
         self.networks: dict[str, nn.Module] = dict(self.bound.networks.items())
         players = players_of(loss.signature) if players is None else players
         check_players(players, loss.signature)
@@ -82,6 +85,15 @@ class TrainState:
         self.guard.in_a_row = checkpoint.state["skipped_in_a_row"]
         self.window = Window(checkpoint.state["window"])
         self.last = checkpoint.state["last"]
+
+
+def _compiled(bound: BoundLoss, config: TrainConfig) -> Callable[..., Any]:
+    """The bound loss as it is called."""
+    if not config.compile:
+        return bound
+    if not isinstance(bound, nn.Module):
+        raise fail("compile", "this loss is no module of torch, which alone can be compiled")
+    return CheckedCompiled(bound, config.backend)
 
 
 def learned_tensors(

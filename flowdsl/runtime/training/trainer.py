@@ -193,7 +193,7 @@ class Trainer:
         for other in state.learners:
             other.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.precision):
-            value, terms = state.bound(
+            value, terms = state.run(
                 batch.data,
                 label=batch.label if self.labelled else None,
                 draws=draws,
@@ -202,7 +202,7 @@ class Trainer:
                 steps=self.config.steps,
                 terms=due,
             )
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         norm = learner.clip()
         if not state.guard.passes(value, norm):
             state.window.skipped += 1

@@ -1,0 +1,44 @@
+"""How to compile: what the passes may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowdsl.diagnostics import did_you_mean, fail
+
+DERIVATIVES = ("exact", "finite_difference")
+#: The passes that can be left out, to see what each of them earns.
+OPTIONAL = ("fold", "decide", "phases", "common", "stops", "reuse", "rows", "beside", "duals")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`optimize` false leaves the loss as anyone would write it down. `derivative` is "exact"
+    (forward mode) or "finite_difference". With `fixed_shapes` no shape depends on what is drawn, as
+    torch.compile needs it. `without` names passes to leave out.
+
+    Raises DiagnosticError for a derivative or a pass that there is not.
+    """
+
+    optimize: bool = True
+    derivative: str = "exact"
+    fixed_shapes: bool = False
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _known("derivative", self.derivative, DERIVATIVES)
+        for name in self.without:
+            _known("pass", name, OPTIONAL)
+
+    @property
+    def exact(self) -> bool:
+        return self.derivative == "exact"
+
+
+def _known(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise fail(
+            "compile",
+            f'there is no {what} "{name}"',
+            hint=did_you_mean(name, known) or f"one of {', '.join(known)}",
+        )
