@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -470,6 +471,46 @@ def test_the_command_measures_and_writes(tmp_path) -> None:
         ("flow_matching", [1, 4, 4]), ("meanflow", [1, 4, 4]),
         ("flow_matching", [1, 8, 8]), ("meanflow", [1, 8, 8]),
     ]  # fmt: skip
+
+
+TINY = ["--batch", "8", "--repeats", "1", "--width", "24", "--heads", "1", "--depth", "1",
+        "--resolution", "4", "--threads", "1", "--json"]  # fmt: skip
+
+
+def rows_of(*arguments: str) -> dict[str, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["bench", *arguments, *TINY])
+    assert result.exit_code == 0, result.output
+    (group,) = json.loads(result.stdout)["groups"]
+    return {row["name"]: row for row in group["rows"]}
+
+
+def test_what_each_pass_earns() -> None:
+    rows = rows_of("meanflow", "--ablation")
+    flops = {name: row["flops"] for name, row in rows.items()}
+    # PyTorch multiplies by the zero tangents of the weights, the bundled layers don't
+    assert flops["plain"] > flops["unoptimised"] + 0.5 > flops["optimised"] + 1
+    without = {name.removeprefix("without "): f for name, f in flops.items() if "without" in name}
+    assert without.keys() >= {"stops", "reuse", "rows", "beside"}
+    assert all(f >= flops["optimised"] - 1e-9 for f in without.values())
+    assert without["beside"] > flops["optimised"] + 0.1
+    assert without["rows"] > flops["optimised"] + 1
+    assert all(row["agreement"]["gradient"] < 1e-5 for n, row in rows.items() if "without" in n)
+
+
+def test_a_network_of_ones_own(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); self.a = nn.Linear(16, 64); self.b = nn.Linear(64, 16)\n"
+        "    def forward(self, z, t, r, label):\n"
+        "        hidden = (self.a(z.flatten(1)) + (t * r)[:, None]).tanh()\n"
+        "        return self.b(hidden).view_as(z)\n"
+    )
+    rows = rows_of("meanflow", "--network", f"{tmp_path / 'mine.py'}:Mine")
+    # its own layers have no rules: those of the runtime come with the optimised text
+    assert rows["plain"]["flops"] == pytest.approx(rows["unoptimised"]["flops"])
+    assert rows["optimised"]["flops"] < rows["plain"]["flops"] / 1.4
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 from rich.console import Console
+from torch import nn
 
 import flowdsl
 from flowdsl.cli.common import write
 from flowdsl.cli.phases import phase_points
 from flowdsl.diagnostics import fail
+from flowdsl.passes.options import OPTIONAL
 from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
+from flowdsl.runtime.bench.contest import UNOPTIMISED, WITHOUT
+from flowdsl.runtime.bench.options import Make
+from flowdsl.runtime.contract import NetworkSignature
+from flowdsl.runtime.doctor.loading import load_network
+from flowdsl.runtime.loss import Loss
 from flowdsl.runtime.nets.sizes import find_size
 
 
@@ -50,28 +57,57 @@ def run_bench(
     *,
     progress: float | None,
     constants: Mapping[str, float],
+    own: str | None = None,
+    ablation: bool = False,
     as_json: bool,
     out: Path | None,
 ) -> int:
     """Measures the specs and shows a table; 1 when a compiled step was refused, else 0.
 
     `progress` None measures each phase of training once. A constant is replaced in the specs that
-    have it, and must be known to one.
+    have it, and must be known to one. `own` names a network of the user's; `ablation` adds a step
+    for each pass that makes a difference, without it.
     """
     losses, phases = {}, {}
     objectives = {spec: flowdsl.load(spec) for spec in dict.fromkeys(specs)}
     for spec, objective in objectives.items():
         known = {k: v for k, v in constants.items() if k in objective.typed.constants}
-        plain = objective.compile(optimize=False, constants=known)
-        optimised = objective.compile(constants=known)
         name = objective.name if objective.name not in losses else spec
-        losses[name] = {"plain": plain, "optimised": optimised}
-        phases[name] = phase_points(optimised) if progress is None else {"": progress}
+        losses[name] = ways_of(objective, known, options.compile is not None, ablation)
+        found = phase_points(losses[name]["optimised"])
+        phases[name] = found if progress is None else {"": progress}
     _all_known(constants, objectives)
+    settings = networks.settings()
+    make = None if own is None else maker(own)
+    if make is not None:
+        settings = [replace(settings[0], shape=shape) for shape in {s.shape for s in settings}]
     with progress_line() as told:
-        result = bench(losses, networks.settings(), options, phases=phases, told=told)
+        result = bench(losses, settings, options, phases=phases, make=make, told=told)
     show(result, as_json=as_json, out=out)
     return 0 if result.ok else 1
+
+
+def ways_of(
+    objective: flowdsl.Objective, constants: Mapping[str, float], compiled: bool, ablation: bool
+) -> dict[str, Loss]:
+    """The ways to compute an objective's loss, by name."""
+    written = objective.compile(optimize=False, constants=constants)
+    best = objective.compile(constants=constants, fixed_shapes=compiled)
+    ways = {"plain": written, UNOPTIMISED: written, "optimised": best}
+    for name in OPTIONAL if ablation else ():
+        loss = objective.compile(constants=constants, fixed_shapes=compiled, without=(name,))
+        if loss.source != best.source:
+            ways[f"{WITHOUT}{name}"] = loss
+    return ways
+
+
+def maker(path: str) -> Make:
+    """Makes the user's own network, whatever its role."""
+
+    def make(role: NetworkSignature, shape: tuple[int, ...]) -> nn.Module:
+        return load_network(path)
+
+    return make
 
 
 def show(result: BenchResult, *, as_json: bool, out: Path | None) -> None:

@@ -46,6 +46,10 @@ def bench(
     heads: Annotated[
         int | None, typer.Option(min=1, help="Heads of attention, in place of the size's.")
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Your own network: path/to/file.py:NAME or module:NAME, for every role."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; each runs every step once.")] = 7,
     progress: Annotated[
@@ -56,6 +60,9 @@ def bench(
         bool, typer.Option("--compile", help="Also under torch.compile, checked against eager.")
     ] = False,
     backend: Annotated[str, typer.Option(help="The compiler of torch.compile.")] = "inductor",
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Also without each pass of the compiler in turn.")
+    ] = False,
     float64: Annotated[bool, typer.Option("--float64", help="In double precision.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; by default, torch's choice.")
@@ -72,7 +79,7 @@ def bench(
         Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")
     ] = None,
 ) -> None:
-    """Measure a training step: optimised against unoptimised, interleaved in one process.
+    """Measure a training step: optimised against plain, interleaved in one process.
 
     A plain flow matching step on the same network is the unit. Time, products of matrices, network
     calls, peak memory; value and every gradient of the two are compared in the same run.
@@ -108,7 +115,8 @@ def bench(
     )
     status = run_bench(
         specs, networks, options,
-        progress=progress, constants=constants(set_), as_json=as_json, out=out,
+        progress=progress, constants=constants(set_), own=network, ablation=ablation,
+        as_json=as_json, out=out,
     )  # fmt: skip
     raise typer.Exit(status)
 

@@ -37,13 +37,14 @@ def check_backend(name: str) -> None:
         )
 
 
-def whole_graph(module: nn.Module, backend: str) -> Any:
+def whole_graph(module: nn.Module, backend: str, dynamic: bool | None = None) -> Any:
     """The module, to be compiled at its first call: as one graph, with the random numbers that it
-    would draw uncompiled.
+    would draw uncompiled. `dynamic` false is for one shape only; None lets numbers change from step
+    to step.
     """
     # inductor would draw random numbers of its own, and dropout could not be compared
     options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
-    return torch.compile(module, backend=backend, fullgraph=True, options=options)
+    return torch.compile(module, backend=backend, fullgraph=True, dynamic=dynamic, options=options)
 
 
 class CheckedCompiled:

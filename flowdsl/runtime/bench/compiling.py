@@ -22,8 +22,8 @@ __all__ = ["check_backend", "compiled", "verify_compiled"]
 
 
 def compiled(module: nn.Module, backend: str) -> Any:
-    """The module, to be compiled as one graph at its first call."""
-    return whole_graph(module, backend)
+    """The module, to be compiled as one graph, for fixed shapes, at its first call."""
+    return whole_graph(module, backend, dynamic=False)
 
 
 def verify_compiled(

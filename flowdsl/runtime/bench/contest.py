@@ -20,6 +20,7 @@ from flowdsl.runtime.bench.steps import (
     FlowMatching,
     Step,
     bound,
+    left_to_pytorch,
     loss_step,
     trainable,
     unit_role,
@@ -28,6 +29,8 @@ from flowdsl.runtime.bench.steps import (
 from flowdsl.runtime.loss import Loss
 
 UNIT = "FM step"
+UNOPTIMISED = "unoptimised"
+WITHOUT = "without "
 COMPILED = ", compiled"
 
 
@@ -104,10 +107,11 @@ def make_entries(
         )
         for name, part in parts.items()
     }
+    entries[plain].step = left_to_pytorch(entries[plain].step)
     if backend is not None:
         torch.compiler.reset()
         for name, part in parts.items():
-            if name != plain:
+            if name not in (plain, UNOPTIMISED) and not name.startswith(WITHOUT):
                 entries[name + COMPILED] = Entry(
                     part.make_step(compiled(part.module, backend)),
                     trainable(part.module),

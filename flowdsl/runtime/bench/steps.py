@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowdsl.runtime.agreement import clear
 from flowdsl.runtime.contract import Argument, NetworkSignature, ObjectiveSignature
 from flowdsl.runtime.loss import Loss, LossModule
+from flowdsl.runtime.nets.duals import pytorch_rules
 
 #: Forward and backward, returning the loss; gradients are left on the parameters.
 Step = Callable[[], Tensor]
@@ -71,6 +72,16 @@ def loss_step(
         value.backward()
         result: Tensor = value
         return result
+
+    return run
+
+
+def left_to_pytorch(step: Step) -> Step:
+    """The step with PyTorch's own forward derivatives, whatever rules the network's layers have."""
+
+    def run() -> Tensor:
+        with pytorch_rules():
+            return step()
 
     return run
 

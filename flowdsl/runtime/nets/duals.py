@@ -9,7 +9,9 @@ again. This is the right place for such a rule: Dynamo traces it faithfully, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, TypeVar
 
 import torch
@@ -19,6 +21,22 @@ from torch.autograd import forward_ad
 
 Transform = Literal["none", "jvp", "other"]
 _F = TypeVar("_F", bound=Callable[..., object])
+
+
+#: Whether the bundled layers leave derivatives to PyTorch; see `pytorch_rules`.
+_LEFT_TO_PYTORCH: ContextVar[bool] = ContextVar("left to PyTorch", default=False)
+
+
+@contextmanager
+def pytorch_rules() -> Iterator[None]:
+    """While entered, the bundled layers are what anyone would write: their forward derivatives are
+    PyTorch's own, zero products and all. To measure what the rules here save.
+    """
+    token = _LEFT_TO_PYTORCH.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_TO_PYTORCH.reset(token)
 
 
 def _constant(function: _F) -> _F:
@@ -37,7 +55,8 @@ def innermost_transform() -> Transform:
     top = peek_interpreter_stack()
     if top is None:
         return "none"
-    return "jvp" if top.key() == TransformType.Jvp else "other"
+    ruled = top.key() == TransformType.Jvp and not _LEFT_TO_PYTORCH.get()
+    return "jvp" if ruled else "other"
 
 
 @_constant
