@@ -83,6 +83,8 @@ FAULTS = [
     ("Overflows", "meanflow", "parameters", "fail", "not finite", "overflow"),
     ("Unused", "meanflow", "parameters", "note", "extra.weight", "find_unused_parameters"),
     ("Unused", "meanflow", "distributed", "note", "finished reduction", "find_unused_parameters"),
+    ("ReadsData", "meanflow", "one_pass", "note", "two passes", "detach()"),
+    ("WrongTangent", "meanflow", "one_pass", "note", "was off by", "report the network"),
     ("Frozen", "meanflow", "parameters", "fail", "no parameter requires", "requires_grad_"),
     ("ThousandTimes", "meanflow", "time_scale", "note", "times the result", "as by 1000"),
     ("data_parallel", "meanflow", "wrapping", "fail", "DataParallel", "loss.bind(network)"),
@@ -125,6 +127,8 @@ def test_a_sound_network_passes_everything() -> None:
     assert report.findings["derivative"].figures["float32"] < 1e-5
     assert report.findings["derivative"].figures["central_difference"] < 1e-8
     assert report.findings["distributed"].figures["gradient"] < 1e-6
+    assert report.findings["one_pass"].figures["error"] < 1e-5
+    assert "one pass" in report.findings["one_pass"].sentence
 
 
 @pytest.mark.parametrize("name", ["flow_matching", "meanflow", "tvm", "alphaflow", "shortcut"])
