@@ -473,12 +473,12 @@ def test_the_command_measures_and_writes(tmp_path) -> None:
     ]  # fmt: skip
 
 
-TINY = ["--batch", "8", "--repeats", "1", "--width", "24", "--heads", "1", "--depth", "1",
+SMALLEST = ["--batch", "8", "--repeats", "1", "--width", "24", "--heads", "1", "--depth", "1",
         "--resolution", "4", "--threads", "1", "--json"]  # fmt: skip
 
 
 def rows_of(*arguments: str) -> dict[str, dict[str, Any]]:
-    result = CliRunner().invoke(app, ["bench", *arguments, *TINY])
+    result = CliRunner().invoke(app, ["bench", *arguments, *SMALLEST])
     assert result.exit_code == 0, result.output
     (group,) = json.loads(result.stdout)["groups"]
     return {row["name"]: row for row in group["rows"]}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from torch import nn
 
 import flowdsl
 from flowdsl.cli.common import write
@@ -19,9 +18,7 @@ from flowdsl.diagnostics import fail
 from flowdsl.passes.options import OPTIONAL
 from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
 from flowdsl.runtime.bench.contest import UNOPTIMISED, WITHOUT
-from flowdsl.runtime.bench.options import Make
-from flowdsl.runtime.contract import NetworkSignature
-from flowdsl.runtime.doctor.loading import load_network
+from flowdsl.runtime.bench.options import own_network
 from flowdsl.runtime.loss import Loss
 from flowdsl.runtime.nets.sizes import find_size
 
@@ -78,7 +75,7 @@ def run_bench(
         phases[name] = found if progress is None else {"": progress}
     _all_known(constants, objectives)
     settings = networks.settings()
-    make = None if own is None else maker(own)
+    make = None if own is None else own_network(own)
     if make is not None:
         settings = [replace(settings[0], shape=shape) for shape in {s.shape for s in settings}]
     with progress_line() as told:
@@ -99,15 +96,6 @@ def ways_of(
         if loss.source != best.source:
             ways[f"{WITHOUT}{name}"] = loss
     return ways
-
-
-def maker(path: str) -> Make:
-    """Makes the user's own network, whatever its role."""
-
-    def make(role: NetworkSignature, shape: tuple[int, ...]) -> nn.Module:
-        return load_network(path)
-
-    return make
 
 
 def show(result: BenchResult, *, as_json: bool, out: Path | None) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from flowdsl.diagnostics import fail
 from flowdsl.runtime.bench.result import Clock
 from flowdsl.runtime.contract import NetworkSignature
+from flowdsl.runtime.doctor.loading import load_network
 from flowdsl.runtime.nets import SIZES, Size, configure, network_from_config
 from flowdsl.runtime.nets.sizes import choose_patch
 
@@ -73,6 +74,15 @@ def bundled(setting: Setting, classes: int | None) -> Make:
         patch = setting.patch or choose_patch(setting.size, *shape[1:])
         config = configure(role, shape=(shape[0], shape[1], shape[2]), classes=classes, patch=patch)
         return network_from_config(replace(config, size=setting.size))
+
+    return make
+
+
+def own_network(path: str) -> Make:
+    """Makes the user's own network, `path/to/file.py:NAME` or `module:NAME`, whatever its role."""
+
+    def make(role: NetworkSignature, shape: tuple[int, ...]) -> nn.Module:
+        return load_network(path)
 
     return make
 
