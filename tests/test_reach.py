@@ -7,10 +7,11 @@ import pytest
 
 from flowdsl.checks import Report, check
 from flowdsl.pipeline import find_source, load, load_text
+from tests.mutations import source_of
 
 
 def judged(name: str, *changes: tuple[str, str]) -> Report:
-    text = find_source(name).text
+    text = source_of(name).text
     for old, new in changes:
         assert old in text, old
         text = text.replace(old, new)
@@ -57,6 +58,31 @@ def test_holes_are_found(name: str, old: str, new: str, by: str, message: str) -
     failing = [v for v in found.of(by) if not v.ok]
     assert any(message in v.message for v in failing), found.render()
     assert any(d.code == by and d.hint for d in found.diagnostics)
+
+
+@pytest.mark.parametrize(
+    "other", ["2 * map(noise, 1, 0)", "-map(noise, 1, 0)", "map(noise, 1, 1)", "map(data, 1, 0)"]
+)
+def test_what_is_generated_must_have_the_law_of_the_data(other: str) -> None:
+    found = judged("free_flow", ("data = map(noise, 1, 0)", f"data = {other}"))
+    failing = [v for v in found.of("identity") if v.status == "refuted"]
+    assert any("does not have their law" in v.message for v in failing), found.render()
+
+
+REPELLED = [
+    ("free_flow", "stop(F(noise, s) - drift)", "stop(F(noise, s) + drift)"),
+    ("free_flow", "drift = d/ds[map(noise, 1, s)] - guided(map(noise, 1, s), s)",
+     "drift = guided(map(noise, 1, s), s) - d/ds[map(noise, 1, s)]"),
+    ("scm", "stop(F(z / sd, t) - g /", "stop(F(z / sd, t) + g /"),
+    ("meanflow", "kappa = 0.5", "kappa = 1.5"),  # guided by more than the whole of itself
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new"), REPELLED)
+def test_targets_from_which_descent_leads_away_are_found(name: str, old: str, new: str) -> None:
+    found = judged(name, (old, new))
+    messages = [v.message for v in found.of("gradient") if not v.ok]
+    assert any("descent leads away" in m for m in messages), found.render()
 
 
 RIGHT = [

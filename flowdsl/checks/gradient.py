@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 from flowdsl.checks.check import Check, rows_text
+from flowdsl.checks.direction import repels
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -30,7 +31,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         found = _target(objective, term) + _fixed(objective, term)
         found += _second_order(objective, term) + _weights(analysis, term)
         found += _silent(objective, term) + _clips(objective, term) + _empty(analysis, term)
-        found += _never(analysis, term)
+        found += _never(analysis, term) + _away(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
                              seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
@@ -230,6 +231,22 @@ def _never(analysis: Analysis, term: Term) -> list[Verdict]:
     message = "no row ever computes this term: its conditions exclude one another"
     diagnostic = Diagnostic(NAME, message, term.span, hint="look at its rows and their laws")
     return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+
+
+def _away(analysis: Analysis, term: Term) -> list[Verdict]:
+    """Rows on which descent leads away from where the term holds."""
+    if term.target is None:
+        return []
+    found: list[Case] = []
+    with suppress(Undecided):
+        found += [case for case in analysis.cases(term) if repels(analysis, case)]
+    if not found:
+        return []
+    message = "descent leads away from the truth: the target moves against its own residual"
+    hint = "turn the sign of what is subtracted from the network in the target"
+    diagnostic = Diagnostic(NAME, message, (term.target.span or term.span), hint=hint)
+    return [Verdict(NAME, "refuted", message, case=rows_text(analysis, found),
+                    diagnostic=diagnostic)]  # fmt: skip
 
 
 def is_empty(analysis: Analysis, case: Case) -> bool:

@@ -12,11 +12,13 @@ from flowdsl.proof.cases import Case
 from flowdsl.proof.derive import derived_text
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
+from flowdsl.proof.generated import misses_data
 from flowdsl.proof.interpret import Reader
 from flowdsl.proof.judge import Finding, judge, times_of
 from flowdsl.proof.numeric import witness
 from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.show import Printer, times
+from flowdsl.spec.core import Expr
 from flowdsl.spec.objective import Objective
 
 NAME = "identity"
@@ -32,6 +34,9 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
+    generated = misses_data(analysis, case)
+    if generated is not None:
+        return _not_the_data(case, generated)
     finding = judge(analysis, case)
     printer = Printer.of(analysis, case)
     match finding.outcome:
@@ -42,6 +47,13 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
         case "undecided":
             return Verdict(NAME, "undecided", finding.reason)
     return _wrong(analysis, case, finding, printer)
+
+
+def _not_the_data(case: Case, generated: Expr) -> Verdict:
+    message = "what stands in the place of the data does not have their law at the truth"
+    hint = "let the map lead from the noise, at its time, to the data's time"
+    diagnostic = Diagnostic(NAME, message, generated.span or case.term.span, hint=hint)
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
 
 
 def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -> Verdict:
