@@ -8,15 +8,16 @@ from typing import Literal
 
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.setting import STEPS, Setting
-from flowdsl.checks.certificate import Measurement
+from flowdsl.checks.certificate import SHARP, Measurement
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.exact.certificate import Certificate, LossLike, Moment, Posterior, Sampling, certify
 
 ZERO = 4.0  #: standard errors within which a mean gradient vanishes
 CLEAR = 6.0  #: standard errors beyond which it does not
-LEAST = 0.004  #: share of the scale below which nothing is called non-zero
+LEAST = 5e-4  #: share of the scale below which nothing is called non-zero
 SEEN = 0.025  #: largest standard error, in shares of the scale, of a measurement that says zero
-RESOLUTION = 5e-4  #: shares of the scale that integration error may make
+RESOLUTION = 1e-5  #: shares of the scale that rounding and integration may always make
+MARGIN = 2.0  #: how many times the flow's own error the resolution is
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def measure(
     """The mean gradient of a loss of one term. Raises `Uncertified` where it has no value."""
     first = _certificate(loss, setting, when, effort, effort.sampling)
     found = judged(first, at)
-    if found.outcome != "unclear" or not effort.more:
+    coarse = found.outcome == "unclear" or (found.outcome == "zero" and found.error > SHARP)
+    if not coarse or not effort.more:
         return found, first
     more = replace(effort.sampling, batches=effort.more * effort.batches, seed=effort.seed + 1)
     second = _certificate(loss, setting, when, effort, more)
@@ -65,7 +67,7 @@ def _certificate(
             sampling=sampling,
             moment=when,
             directions=effort.directions,
-            resolution=RESOLUTION,
+            resolution=max(RESOLUTION, MARGIN * setting.error),
         )
     except (DiagnosticError, RuntimeError, ValueError, ArithmeticError) as error:
         told = error.diagnostics[0].message if isinstance(error, DiagnosticError) else str(error)
@@ -81,10 +83,10 @@ def _certificate(
 def judged(certificate: Certificate, at: str) -> Measurement:
     """What a certificate shows."""
     relative = max(abs(r) for r in certificate.relative)
-    error = max(certificate.relative_error)
+    error = max(math.hypot(e, certificate.resolution) for e in certificate.relative_error)
     z = certificate.worst
     outcome: Literal["zero", "nonzero", "unclear"] = "unclear"
-    if z > CLEAR and relative > LEAST:
+    if z > CLEAR and relative > max(LEAST, CLEAR * certificate.resolution):
         outcome = "nonzero"
     elif z <= ZERO and error <= SEEN:
         outcome = "zero"

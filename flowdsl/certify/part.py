@@ -49,17 +49,22 @@ class Job:
     def sampled(self) -> Effort:
         """As many rows of this kind as the effort has of all; only these are evaluated."""
         rows = round(self.effort.rows / max(self.rows.share, 1 / MOST))
-        return replace(self.effort, rows=rows, posterior=self.posterior(exact=True))
+        posterior = self.posterior(exact=True)
+        batches = self.effort.batches
+        if posterior is not None and posterior.copies is None:
+            batches = max(4, batches // 2)  # only the states vary from batch to batch
+        return replace(self.effort, rows=rows, batches=batches, posterior=posterior)
 
     def posterior(self, *, exact: bool) -> Posterior | None:
         """How the conditional expectation given a row's state is taken, where it is known."""
         kept = Kept.of(self.objective, self.term, self.where.places, self.where.numbers)
         return None if kept is None else kept.posterior(exact=exact)
 
-    def loss(self, objective: Objective) -> LossLike:
-        """The compiled loss of the term alone, on these rows."""
+    def loss(self, objective: Objective, *, whole: bool = False) -> LossLike:
+        """The compiled loss of the term alone, on these rows or, `whole`, on all of its own."""
         own = next(t for t in objective.terms if t.name == self.term.name)
-        return compiled(replace(objective, terms=(self.rows.of(own),)), self.compile)
+        term = own if whole else self.rows.of(own)
+        return compiled(replace(objective, terms=(term,)), self.compile)
 
 
 def compiled(objective: Objective, compile: Compile) -> LossLike:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+
+import torch
 
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.measure import Effort, measure, moment
@@ -12,15 +16,42 @@ from flowdsl.certify.setting import Setting, setting
 from flowdsl.certify.strata import strata
 from flowdsl.certify.variant import Bare, as_written, bare
 from flowdsl.checks.certificate import CertificateReport, Measurement, Outcome, TermCertificate
+from flowdsl.exact.certificate import LossLike
 from flowdsl.spec.objective import Objective, Term
 
 #: What is told of a term whose kinds of rows differ: the first of these.
 WORST: tuple[Outcome, ...] = ("nonzero", "unclear", "decays", "zero")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, and afterwards as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def once_each(compile: Compile) -> Compile:
+    """A compiler that remembers: of one objective, the same terms come more than once."""
+    known: list[tuple[Objective, LossLike]] = []
+
+    def compiled_once(objective: Objective) -> LossLike:
+        for other, loss in known:
+            if other == objective:
+                return loss
+        known.append((objective, compile(objective)))
+        return known[-1][1]
+
+    return compiled_once
+
+
 def run(objective: Objective, compile: Compile, effort: Effort) -> CertificateReport:
     """Certify every matched term of an objective; what cannot be measured says why."""
     began = time.perf_counter()
+    compile = once_each(compile)
     plain = bare(objective)
     terms: list[TermCertificate] = []
 
@@ -57,13 +88,14 @@ def _term(objective: Objective, plain: Bare, term: Term, jobs: list[Job]) -> Ter
         parts = [measured(job) for job in jobs]
         outcome = next(o for o in WORST if any(p.outcome == o for p in parts))
         written = _as_written(objective, term, jobs[0]) if replaced else None
+        elsewhere = _elsewhere(jobs[0])
     except Uncertified as uncertified:
         return _unmeasured(term, uncertified.reason)
     worst = next(p for p in parts if p.outcome == outcome)
     measurements = tuple(m for part in parts for m in part.measurements)
     return TermCertificate(
         term.name, outcome, _reason(parts, jobs, worst), replaced, measurements, worst.decay,
-        written,
+        written, elsewhere,
     )  # fmt: skip
 
 
@@ -80,3 +112,10 @@ def _as_written(objective: Objective, term: Term, job: Job) -> Measurement:
     loss = compiled(as_written(objective, term), job.compile)
     effort = replace(once(job.effort), posterior=job.posterior(exact=False))
     return measure(loss, job.where, moment(1.0), effort)[0]
+
+
+def _elsewhere(job: Job) -> Measurement:
+    """The same statistic at the flow of another field, all rows together."""
+    where = replace(job.where, truths=job.where.elsewhere)
+    effort = replace(once(job.effort, 2), posterior=job.posterior(exact=True))
+    return measure(job.loss(job.objective, whole=True), where, moment(1.0), effort)[0]

@@ -39,7 +39,13 @@ class Measurement:
     @property
     def text(self) -> str:
         where = f" at {self.at}" if self.at else ""
-        return f"|z| {self.z:.1f}, {self.relative:.2%} of its scale (± {self.error:.2%}){where}"
+        size = f"{_share(self.relative)} of its scale (± {_share(self.error)})"
+        return f"|z| {self.z:.1f}, {size}{where}"
+
+
+def _share(value: float) -> str:
+    """A share in per cent, with two digits that tell."""
+    return f"{100 * value:.2g} %"
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class TermCertificate:
     """One term: whether its mean gradient vanishes at the truth, and how that was found out.
 
     `replaced` says what was measured in place of the term as it is written; `as_written` is the
-    same statistic for the very loss, where that is another one.
+    same statistic for the very loss, where that is another one; `elsewhere` that at the flow of
+    another field, which must not vanish for every term.
     """
 
     term: str
@@ -67,6 +74,15 @@ class TermCertificate:
     measurements: tuple[Measurement, ...] = ()
     decay: Decay | None = None
     as_written: Measurement | None = None
+    elsewhere: Measurement | None = None
+
+    @property
+    def ties(self) -> bool | None:
+        """Does the term object to the flow of another field? None where that was not seen."""
+        other = self.elsewhere
+        if other is None or other.outcome == "unclear" or other.error > SHARP:
+            return None if other is None or other.outcome != "nonzero" else True
+        return other.outcome == "nonzero"
 
     @property
     def sharp(self) -> bool:
@@ -75,8 +91,8 @@ class TermCertificate:
 
     @property
     def seconds(self) -> float:
-        own = sum(m.seconds for m in self.measurements)
-        return own + (self.as_written.seconds if self.as_written else 0.0)
+        beside = (self.as_written, self.elsewhere)
+        return sum(m.seconds for m in (*self.measurements, *beside) if m is not None)
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,14 @@ class CertificateReport:
     objective: str
     terms: tuple[TermCertificate, ...]
     seconds: float = 0.0
+
+    @property
+    def tied(self) -> bool | None:
+        """Does some term object to the flow of another field? None where that was not seen."""
+        told = [term.ties for term in self.terms]
+        if True in told:
+            return True
+        return False if told and set(told) == {False} else None
 
     @property
     def ok(self) -> bool:
@@ -105,6 +129,8 @@ class CertificateReport:
             lines += [f"    {m.outcome}: {m.text}, {m.rows} rows" for m in term.measurements]
             if term.as_written is not None:
                 lines.append(f"    the loss as it is written: {term.as_written.text}")
+            if term.elsewhere is not None:
+                lines.append(f"    at another field's flow: {term.elsewhere.text}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
@@ -120,10 +146,15 @@ class CertificateReport:
 #: What the proof of a term lets a measurement expect.
 Expected = Literal["zero", "order", "nonzero", "unknown"]
 
+#: A proof beside a measurement. What is too small, or was measured too coarsely, contradicts
+#: nothing; nor does a measurement alone.
+Agreement = Literal["agrees", "too small to see", "disagrees", "measured alone", "not measured"]
+
 
 def certified(report: Report, certificate: CertificateReport) -> Report:
-    """The report with a verdict `certificate` for every term that was measured."""
-    found = tuple(_verdict(report, certificate, term) for term in certificate.terms)
+    """The report with a verdict `certificate` for every term, and one for their anchoring."""
+    found = [_verdict(report, certificate, term) for term in certificate.terms]
+    found += _anchoring(report, certificate)
     return Report(report.objective, report.title, (*report.verdicts, *found))
 
 
@@ -138,61 +169,93 @@ def expected(report: Report, term: str) -> Expected:
     return "order" if "order" in statuses else "zero"
 
 
+def agreement(report: Report, term: TermCertificate) -> Agreement:
+    """How the measurement of a term stands to what is proved of it."""
+    return _compared(report, expected(report, term.term), term)[0]
+
+
 def _verdict(report: Report, certificate: CertificateReport, term: TermCertificate) -> Verdict:
     hoped = expected(report, term.term)
-    status, message = _compared(report, hoped, term)
-    shown = _with_numbers(term, message)
+    word, status, message = _compared(report, hoped, term)
+    shown = _with_numbers(term, f"{word}: {message}")
     diagnostic = None
-    if status == "disagreement":
+    if word == "disagrees":
         facts = [("proof", _proof_text(hoped))]
         facts += [("measured", m.text) for m in term.measurements]
-        diagnostic = Diagnostic(
-            NAME,
-            f"the proof and the measurement of `{term.term}` contradict each other",
-            facts=tuple(facts),
-            hint="this is a bug in flowdsl: please report it, with this spec",
+        diagnostic = _disagreement(
+            f"the proof and the measurement of `{term.term}` contradict each other", facts
         )
     return Verdict(NAME, status, shown, term.term, order=_order(term, status),
                    seconds=term.seconds, diagnostic=diagnostic)  # fmt: skip
+
+
+def _disagreement(message: str, facts: list[tuple[str, str]]) -> Diagnostic:
+    report = ("report", "this message, the spec, and the versions of flowdsl and torch")
+    return Diagnostic(
+        NAME, message, facts=(*facts, report),
+        hint="this is a bug in flowdsl, not in the spec: please report it",
+    )  # fmt: skip
+
+
+def _anchoring(report: Report, certificate: CertificateReport) -> list[Verdict]:
+    """Whether another field's flow passes, beside what the check `anchored` says."""
+    if certificate.tied is None:
+        return []
+    statuses = {v.status for v in report.of("anchored")}
+    if certificate.tied:
+        message = "the flow of another field does not pass"
+        return [Verdict(NAME, "certified", f"agrees: {message}" if statuses else message)]
+    message = "the flow of another field passes too: every term vanishes there"
+    if not statuses & {"unanchored", "undecided"} and "proved" in statuses:
+        diagnostic = _disagreement(
+            "the proof and the measurement of what ties the flow to the data contradict each other",
+            [("proof", "the data's flow is the only solution"), ("measured", message)],
+        )
+        return [Verdict(NAME, "disagreement", f"disagrees: {message}", diagnostic=diagnostic)]
+    return [Verdict(NAME, "unanchored", f"agrees: {message}" if statuses else message)]
 
 
 def _order(term: TermCertificate, status: Status) -> int | None:
     return round(term.decay.order) if term.decay is not None and status == "order" else None
 
 
-def _compared(report: Report, hoped: Expected, term: TermCertificate) -> tuple[Status, str]:
-    """The status of a measured term, given what its proof lets expect."""
+def _compared(
+    report: Report, hoped: Expected, term: TermCertificate
+) -> tuple[Agreement, Status, str]:
+    """How a measured term stands to its proof, its status, and why."""
     match term.outcome, hoped:
         case "not measured", _:
-            return "not applicable", f"not measured: {term.reason}"
+            return "not measured", "not applicable", term.reason
         case "unclear", _:
-            return "note", term.reason
+            return "too small to see", "note", term.reason
         case "zero", "nonzero" if term.sharp:
-            return "disagreement", f"{term.reason}, though the proof says it does not"
+            return "disagrees", "disagreement", f"{term.reason}, though the proof says it does not"
         case "zero", "nonzero":
-            return "note", "what the proof leaves over is too small to be seen"
+            return "too small to see", "note", "what the proof leaves over is not seen"
+        case "zero", "unknown":
+            return "measured alone", "certified", term.reason
         case "zero", _:
-            return "certified", term.reason
+            return "agrees", "certified", term.reason
         case "decays", "order":
             return _orders(report, term)
         case "nonzero", "order" if term.decay is None:
-            return "note", f"{term.reason}; how it falls was not seen"
+            return "too small to see", "note", f"{term.reason}; how it falls was not seen"
         case "decays" | "nonzero", "zero" | "order":
-            return "disagreement", f"{term.reason}, though the proof says it does"
+            return "disagrees", "disagreement", f"{term.reason}, though the proof says it does"
         case "decays", _:
-            return "order", term.reason
-    return "refuted", term.reason
+            return "measured alone" if hoped == "unknown" else "agrees", "order", term.reason
+    return "measured alone" if hoped == "unknown" else "agrees", "refuted", term.reason
 
 
-def _orders(report: Report, term: TermCertificate) -> tuple[Status, str]:
+def _orders(report: Report, term: TermCertificate) -> tuple[Agreement, Status, str]:
     """Does the gradient fall as fast as the proof says?"""
     assert term.decay is not None
     proved = {v.order for v in report.of("identity") if v.term == term.term and v.order}
     slack = max(0.75, 3 * term.decay.error)
     if any(abs(term.decay.order - order) <= slack for order in proved):
-        return "order", term.reason
+        return "agrees", "order", term.reason
     told = " or ".join(str(order) for order in sorted(proved))
-    return "disagreement", f"{term.reason}, though the proof says to order {told}"
+    return "disagrees", "disagreement", f"{term.reason}, though the proof says to order {told}"
 
 
 def _proof_text(hoped: Expected) -> str:
