@@ -122,3 +122,79 @@ def test_the_velocity_of_other_rows_is_not_the_own_one(imf: str, old: str, new: 
     assert old in imf
     found = judged(imf.replace(old, new))
     assert not found.ok, found.render()
+
+
+# every map on every path
+
+PATHS = {  # the path, the law's range, and the factors of data and noise at a time
+    "linear": ("(1 - t) * data + t * noise", "0.02, 0.98", "(1 - {0})", "{0}"),
+    "data at the end": ("t * data + (1 - t) * noise", "0.02, 0.98", "{0}", "(1 - {0})"),
+    "trigonometric": ("cos(t) * data + sin(t) * sd * noise", "0.02, 1.5", "cos({0})",
+                      "(sd * sin({0}))"),
+    "cosine": ("cos(1.5 * t) * data + sin(1.5 * t) * noise", "0.02, 0.98", "cos(1.5 * {0})",
+               "sin(1.5 * {0})"),
+    "variance preserving": ("sqrt(1 - t^2) * data + t * noise", "0.02, 0.98", "sqrt(1 - {0}^2)",
+                            "{0}"),
+    "variance exploding": ("data + t * noise", "0.02, 80", "1", "{0}"),
+    "somebody's own": ("(1 - t^3) * data + t^2 * noise", "0.02, 0.98", "(1 - {0}^3)", "{0}^2"),
+}  # fmt: skip
+MAPS = {
+    "average velocity": "z - (t - r) * F(z, t, r)",
+    "displacement": "z + (r^2 - t^2) * F(z, t, r)",
+    "scaled": "z + (r - t) * w * F(z, t, r)",
+    "rotation": "cos(t - r) * z - sin(t - r) * sd * F(z / sd, t, r)",
+    "data": "{sr} / {st} * z + ({ar} - {at} * {sr} / {st}) * F(z, t, r)",
+    "noise": "{ar} / {at} * z + ({sr} - {st} * {ar} / {at}) * F(z, t, r)",
+    "duration": "z - (t - r) * F(z, t - r)",
+}
+
+
+def combined(path: str, flow_map: str, moving: str) -> str:
+    body, law, alpha, sigma = PATHS[path]
+    factors = {f"{name}{time}": form.format(time) for time in "tr"
+               for name, form in (("a", alpha), ("s", sigma))}  # fmt: skip
+    return f"""objective combined "a map on a path" arXiv:2505.13447
+constants     sd = 0.5; w = 2
+path          z(t) = {body}
+times         t, r ~ sorted(uniform({law}))
+network       {"F(z, h)" if flow_map == "duration" else "F(z, t, r)"}
+map           z(t) -> z(r) = {MAPS[flow_map].format(**factors)}
+differentiate {moving}
+target        derived
+loss          error
+"""
+
+
+@pytest.mark.parametrize("flow_map", MAPS)
+@pytest.mark.parametrize("path", PATHS)
+def test_derived_targets_are_proved_and_those_along_a_wrong_direction_refuted(
+    path: str, flow_map: str
+) -> None:
+    for moving, expected in (
+        ("t along velocity", {("eulerian",)}),
+        ("r", {("lagrangian",)}),
+        ("t along 2 * velocity", set()),
+    ):
+        found = check(load_text(combined(path, flow_map, moving)), only=["boundary", "identity"])
+        (verdict,) = [v for v in found.of("identity") if v.term == "target"]
+        assert all(v.status == "proved" for v in found.of("boundary") if v.term == "map")
+        assert verdict.status == ("proved" if expected else "refuted"), (moving, verdict)
+        assert expected <= set(verdict.identities)
+
+
+def test_continuous_consistency_with_its_roots() -> None:
+    found = judged(
+        """objective consistency "continuous-time consistency" arXiv:2303.01469
+constants     sd = 0.5
+path          z(t) = data + t * noise
+times         t ~ uniform(0.01, 80)
+network       F(x, t)
+map           z(t) -> z(0) = sd^2 / (t^2 + sd^2) * z + sd * t / sqrt(sd^2 + t^2) * F(z / sqrt(sd^2 + t^2), t)
+differentiate t along velocity
+target        derived
+loss          error
+"""  # noqa: E501
+    )
+    assert status(found, "identity") == "proved"
+    assert status(found, "unbiased") == "proved"
+    assert status(found, "anchored") == "proved"

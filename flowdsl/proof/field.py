@@ -22,6 +22,7 @@ Element = Any  #: a `Quotient` of one `Scalars` field
 ORDER = 5  #: Taylor polynomials in small quantities keep this many orders
 SMALLS = 5  #: how many small quantities may be in use at once
 LIMIT = 300  #: a scalar with more terms than this is given up
+WIDEST = 3000  #: no common divisor is sought of polynomials with more terms than this
 SPARE = 14  #: how many transcendental generators an objective may need, unless it says
 
 
@@ -53,6 +54,7 @@ class Rationals:
         self.defined: dict[int, Defined] = {}
         self._found: dict[tuple[str, object], int] = {}
         self.roots: list[int] = []
+        self.field.watch = self._watch
         self.clock: Clock | None = None  # looked at now and then
         self.truncated = False  # whether a Taylor polynomial stands for a function somewhere
 
@@ -129,14 +131,20 @@ class Rationals:
 
     def generators_in(self, x: Element) -> set[int]:
         """Indices of the generators in x, and of those inside the functions it contains."""
-        found: set[int] = set()
-        for poly in (x.numer, x.denom):
-            for monomial in poly:
-                found.update(i for i, power in enumerate(monomial) if power)
+        found = self._direct(x)
         for i in list(found):
             definition = self.defined.get(i)
             if definition is not None:
                 found |= definition.inside
+        return found
+
+    def _direct(self, x: Element) -> set[int]:
+        """Indices of the generators in x itself."""
+        found: set[int] = set()
+        for poly in (x.numer, x.denom):
+            for powers in zip(range(self.field.ngens), *poly, strict=False):
+                if any(powers[1:]):
+                    found.add(powers[0])
         return found
 
     def rational(self, x: Element) -> Fraction | None:
@@ -193,6 +201,14 @@ class Rationals:
             self.clock.look()
         return x
 
+    def _watch(self, terms: int) -> None:
+        """Looked at before common divisors are sought: ends in `Undecided` rather than in a
+        hang."""
+        if terms > WIDEST:
+            raise Undecided(f"a scalar with more than {WIDEST} terms")
+        if self.clock is not None:
+            self.clock.look()
+
     def product(self, a: Element, b: Element) -> Element:
         """a b, unless it would be too large."""
         if len(a.numer) * len(b.numer) > 4 * LIMIT or len(a.denom) * len(b.denom) > 4 * LIMIT:
@@ -237,15 +253,15 @@ class Rationals:
 
     def at_zero(self, x: Element, index: int) -> Element:
         """x where the generator is 0. Raises `Pole` where it has no value."""
-        inner = [w for w, d in self.defined.items() if index in d.inside]
-        if any(any(m[w] for m in x.numer) or any(m[w] for m in x.denom) for w in inner):
+        inner = [
+            w for w in self._direct(x) if w in self.defined and index in self.defined[w].inside
+        ]
+        if inner:
             values = {
                 w: self._again(self.defined[w], self.at_zero(self.defined[w].argument, index))
                 for w in inner
             }
-            numer = self._evaluate(x.numer, values)
-            denom = self._evaluate(x.denom, values)
-            x = self.divide(numer, denom)
+            x = self.divide(self._evaluate(x.numer, values), self._evaluate(x.denom, values))
         numer = {m: c for m, c in x.numer.items() if not m[index]}
         denom = {m: c for m, c in x.denom.items() if not m[index]}
         if not denom:
@@ -276,13 +292,12 @@ class Rationals:
 
     def substitute(self, x: Element, index: int, value: Element) -> Element:
         """x with a value in the place of a symbol, inside functions too."""
-        inside = self.generators_in(x)
         values = {index: value}
-        for w, definition in list(self.defined.items()):
-            argument = definition.argument
-            if w not in inside or argument is None or index not in definition.inside:
-                continue
-            values[w] = self._again(definition, self.substitute(argument, index, value))
+        for w in self._direct(x):
+            definition = self.defined.get(w)
+            if definition is not None and index in definition.inside:
+                moved = self.substitute(definition.argument, index, value)
+                values[w] = self._again(definition, moved)
         return self.divide(self._evaluate(x.numer, values), self._evaluate(x.denom, values))
 
     # numbers and text

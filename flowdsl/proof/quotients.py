@@ -8,7 +8,7 @@ and products of fractions that are in lowest terms already need those of their p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import gcd
 from typing import Any, Self
 
@@ -100,6 +100,7 @@ class Quotients(FracField):  # type: ignore[misc]
         made._known = {}
         return made
 
+    watch: Callable[[int], None] | None = None  # told the number of terms before long computations
     _rings: dict[Monomial, PolyRing]
     _known: dict[tuple[Poly, Poly], tuple[Poly, Poly, Poly]]
 
@@ -121,6 +122,8 @@ class Quotients(FracField):  # type: ignore[misc]
             return self._divided(f, g, _least(f, g))
         known = self._known.get((f, g))
         if known is None:
+            if self.watch is not None:
+                self.watch(max(len(f), len(g)))
             if len(self._known) > KEPT:
                 self._known.clear()
             known = self._known[f, g] = self._cofactors(f, g)
