@@ -63,6 +63,9 @@ def bench(
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Also without each pass of the compiler in turn.")
     ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Also with blocks computed again, to save memory.")
+    ] = False,
     float64: Annotated[bool, typer.Option("--float64", help="In double precision.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; by default, torch's choice.")
@@ -112,6 +115,7 @@ def bench(
         threads=threads,
         device=device,
         compile=backend if compile_ else None,
+        recompute=recompute,
     )
     status = run_bench(
         specs, networks, options,

@@ -35,7 +35,8 @@ class BenchOptions:
     """How to measure. `compile` names a compiler of torch, None to leave it; `clock` is what
     ratios are taken of: "wall", or "cpu" for this process's processor time, which is steadier where
     other work shares the cores. `threads` None leaves torch's number. `progress` is where in
-    training, for objectives whose phases are not named.
+    training, for objectives whose phases are not named. `recompute` adds the best way once more,
+    with blocks computed again in the backward pass.
     """
 
     batch: int = 64
@@ -49,6 +50,7 @@ class BenchOptions:
     threads: int | None = None
     device: str = "cpu"
     compile: str | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("repeats", 1), ("warmup", 0), ("threads", 1)):

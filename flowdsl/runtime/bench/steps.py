@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from flowdsl.runtime.agreement import clear
 from flowdsl.runtime.contract import Argument, NetworkSignature, ObjectiveSignature
 from flowdsl.runtime.loss import Loss, LossModule
 from flowdsl.runtime.nets.duals import pytorch_rules
+from flowdsl.runtime.nets.recompute import recomputing
 
 #: Forward and backward, returning the loss; gradients are left on the parameters.
 Step = Callable[[], Tensor]
@@ -81,6 +82,17 @@ def left_to_pytorch(step: Step) -> Step:
 
     def run() -> Tensor:
         with pytorch_rules():
+            return step()
+
+    return run
+
+
+def recomputed(step: Step, networks: Iterable[nn.Module]) -> Step:
+    """The step with blocks computed again in the backward pass, where networks can do so."""
+    chosen = list(networks)
+
+    def run() -> Tensor:
+        with recomputing(chosen):
             return step()
 
     return run

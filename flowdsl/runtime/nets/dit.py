@@ -20,6 +20,7 @@ from flowdsl.runtime.nets.adopt import adopted
 from flowdsl.runtime.nets.config import NetworkConfig
 from flowdsl.runtime.nets.inputs import Inputs, Value, bind, check_labels
 from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear, TimeEmbedding, modulated
+from flowdsl.runtime.nets.recompute import through
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -89,6 +90,8 @@ class DiT(Network):
         size, patch = config.size, config.patch
         channels, height, width = config.shape
         super().__init__(config, size.width)
+        #: Whether the backward pass computes the insides of the blocks again, to save their memory.
+        self.recompute = False
         cell = channels * patch * patch
         self.patches = Linear(len(config.states) * cell, size.width)
         positions = grid_positions(height // patch, width // patch, size.width)
@@ -108,10 +111,11 @@ class DiT(Network):
         # Contiguous: inductor on a CPU returns wrong gradients of a modulated norm of strided ones.
         tokens = self.patches(self._cut(inputs.states)).contiguous() + self.positions
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            tokens = through(block, tokens, condition, again=self.recompute)
+        found = [head(tokens, condition, self.recompute) for head in self.heads]
         outputs = tuple(
-            self._paste(head(tokens, condition), argument.kind).to(inputs.states[0].dtype)
-            for head, argument in zip(self.heads, self.config.heads, strict=True)
+            self._paste(output, argument.kind).to(inputs.states[0].dtype)
+            for output, argument in zip(found, self.config.heads, strict=True)
         )
         return outputs if len(outputs) > 1 else outputs[0]
 
@@ -163,9 +167,9 @@ class Head(nn.Module):
         self.modulation = Linear(width, 2 * width)
         self.output = Linear(width, outputs)
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Tensor, recompute: bool = False) -> Tensor:
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            tokens = through(block, tokens, condition, again=recompute)
         # A small layer, whose rounding would be that of the output: not under autocast.
         with torch.autocast(tokens.device.type, enabled=False):
             full = self.output.weight.dtype

@@ -63,6 +63,10 @@ class TrainConfig(BaseModel):
         Field(description="run the loss under torch.compile, each graph checked against eager"),
     ] = False
     backend: Annotated[str, Field(description="the compiler of torch.compile")] = "inductor"
+    recompute: Annotated[
+        bool,
+        Field(description="compute blocks again in the backward pass: less memory, more time"),
+    ] = False
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Annotated[
         tuple[Decay, ...],

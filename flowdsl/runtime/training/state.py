@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowdsl.diagnostics import fail
 from flowdsl.runtime.compiling import CheckedCompiled
 from flowdsl.runtime.contract import ObjectiveSignature
+from flowdsl.runtime.nets.recompute import recompute_blocks
 from flowdsl.runtime.protocols import BoundLoss, CompiledLoss, Networks
 from flowdsl.runtime.training.averages import EvaluationAverage
 from flowdsl.runtime.training.checkpoints import Checkpoint, save_tensors
@@ -38,6 +39,8 @@ class TrainState:
         self.bound.to(device)
         self.bound.train()
         self.run = _compiled(self.bound, config)
+        if config.recompute:
+            recompute_blocks(self.bound.networks.values())
         self.networks: dict[str, nn.Module] = dict(self.bound.networks.items())
         players = players_of(loss.signature) if players is None else players
         check_players(players, loss.signature)
