@@ -97,11 +97,20 @@ class Diagnostic:
             "label": self.label,
             "found": "" if self.span is None else self.span.text,
             "required": facts.get("derived", facts.get("expected", "")),
-            "left_over": facts.get("left over", ""),
+            "left_over": [_left_over(x) for x in facts.get("left over", "").split("\n") if x],
             "facts": facts,
             "hint": self.hint,
             "fix": [{"place": span.as_dict(), "text": text} for span, text in self.fix],
         }
+
+
+def _left_over(line: str) -> dict[str, object]:
+    """`EXPRESSION      e.g. NUMBER at PLACE on an exact flow      on ROWS` in its parts."""
+    text, *rest = line.split("      ")
+    example = next((part for part in rest if part.startswith("e.g. ")), "")
+    rows = next((part.removeprefix("on ") for part in rest if part.startswith("on ")), "")
+    number = float(example.split()[1]) if example else None
+    return {"text": text, "number": number, "example": example, "rows": rows}
 
 
 class DiagnosticError(Exception):

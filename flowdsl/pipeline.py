@@ -142,7 +142,9 @@ def typed(tree: Tree, instead: Source | None = None) -> Objective:
     """Syntax tree -> typed objective; `instead` as in `merged`."""
     try:
         whole = merged(tree, instead)
-        return resolve(whole, all_clauses(), prelude(), parse_rule, _derive_target)
+        found = resolve(whole, all_clauses(), prelude(), parse_rule, _derive_target)
+        _known_stages(found)
+        return found
     except DiagnosticError as error:
         line = tree.name_span.line
         told = (inherited(d, tree.source, line) if tree.extends else d for d in error.diagnostics)
@@ -228,6 +230,17 @@ def _within(
             )
         )
     return tuple(parts)
+
+
+def _known_stages(objective: Objective) -> None:
+    """Every stage names an objective that there is."""
+    here = Path(objective.source.name).parent
+    for stage in objective.stages:
+        if stage.objective not in ("this", objective.name):
+            try:
+                find_source(stage.objective, here if here.is_dir() else None)
+            except DiagnosticError as error:
+                raise placed(error, stage.span) from None
 
 
 def _derive_target(objective: Objective, name: str, span: Span) -> tuple[Expr, Expr]:

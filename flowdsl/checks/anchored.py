@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from flowdsl.checks.boundary import deviation
-from flowdsl.checks.check import Check, rows_text
+from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.identity import used
 from flowdsl.checks.reach import untied, untrained
 from flowdsl.checks.report import Verdict
@@ -191,4 +191,14 @@ tried too where the map's line does not exclude them.
 is unanchored: every flow satisfies it. A term that regresses F(z, t, t) on `velocity` ties it to
 the data.""",
     _run,
+    Example(
+        good="""\
+differentiate r
+target        match d/dr[map(z, t, r)] to stop(u(map(z, t, r), r, r))
+anchor        match u(z, t, t) to velocity""",
+        bad="""\
+differentiate r
+target        match d/dr[map(z, t, r)] to stop(u(map(z, t, r), r, r))""",
+        status="unanchored",
+    ),
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from flowdsl.checks.check import Check
+from flowdsl.checks.check import Check, Example
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -227,4 +227,9 @@ every network, trained or not, satisfies φ(x, t, t) = x.
 
 is refuted: φ(z, t, t) - z = -t * u(z, t, t) is left over.""",
     _run,
+    Example(
+        good="map           z(t) -> z(r) = z - (t - r) * u(z, t, r)",
+        bad="map           z(t) -> z(r) = z - t * u(z, t, r)",
+        status="refuted",
+    ),
 )

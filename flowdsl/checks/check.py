@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from flowdsl.checks.report import Verdict
+from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import SYMBOLS, Case, negated
@@ -16,6 +16,38 @@ from flowdsl.spec.core import Apply, Draw, Expr
 from flowdsl.spec.objective import Objective, Term
 
 Facts = frozenset[tuple[Expr, bool]]
+
+
+#: What the examples of the checks have in common.
+COMMON = """\
+path          z(t) = (1 - t) * data + t * noise
+times         t, r ~ sorted(uniform(0, 1))
+network       u(z, t, r)
+map           z(t) -> z(r) = z - (t - r) * u(z, t, r)
+differentiate t
+target        match u(z, t, r) to stop(velocity - (t - r) * d/dt[u(z, t, r)])
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Two specs: one that passes a check and one that does not, and the verdict on the second.
+
+    Each is sections that replace those of `COMMON`; `other` those of the objective `other` that
+    claims speak of. A test holds the verdicts.
+    """
+
+    good: str
+    bad: str
+    status: Status
+    other: str = ""
+
+
+def example_spec(name: str, sections: str) -> str:
+    """`COMMON` with these sections in the place of its own."""
+    written = {line.split()[0] for line in sections.splitlines() if line[:1].strip()}
+    kept = [line for line in COMMON.splitlines() if line.split()[0] not in written]
+    return "\n".join([f"objective {name}", *kept, sections])
 
 
 @dataclass(frozen=True)
@@ -31,6 +63,7 @@ class Check:
     question: str
     explanation: str
     run: Callable[[Objective, Analysis], list[Verdict]]
+    example: Example
 
 
 def per_case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from flowdsl.checks.check import Check, merged
+from flowdsl.checks.check import Check, Example, merged
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.proof.analysis import Analysis
@@ -53,7 +53,8 @@ def _decide(analysis: Analysis, claim: Claim, known: dict[Claim, list[Pair]]) ->
         return [Verdict(NAME, "undecided", f"{shown}: {undecided.reason}")]
     except DiagnosticError as error:
         found = error.diagnostics[0]
-        return [Verdict(NAME, "undecided", f"{shown}: {found.message}", diagnostic=found)]
+        return [Verdict(NAME, "undecided", f"{shown}: {found.message}",
+                        diagnostic=replace(found, span=found.span or claim.span))]  # fmt: skip
     judged = [(pair.case, _verdict(claim, shown, pair)) for pair in pairs]
     return merged(analysis, judged)
 
@@ -106,4 +107,10 @@ leaves a term out on either side. Where one objective has more terms, their sums
 holds for AlphaFlow: its residual divided by alpha tends to MeanFlow's. Its weight alpha / (mse +
 c) reaches MeanFlow's 1 / (mse + c) only for c = 0, which the verdict shows.""",
     _run,
+    Example(
+        good="claims        same gradient as other",
+        bad="claims        same value as other",
+        status="refuted",
+        other="loss          error / 2",
+    ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from flowdsl.checks.check import Check, rows_text
+from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -120,13 +120,22 @@ CHECK = Check(
     NAME,
     7,
     "Is each curriculum continuous and finite, and does its end satisfy the identity?",
-    """A curriculum is evaluated over the whole training, its jumps are located, and its values at the
-start, half of the way and at the end are put into the terms. An objective may begin anywhere; it
-should end where its identity holds, with a weight that is not zero.
+    """A curriculum is evaluated over the whole training, its jumps are located, and its values at
+the start, half of the way and at the end are put into the terms. An objective may begin anywhere;
+it should end where its identity holds, with a weight that is not zero.
 
     curriculum  warm = min(1, step / 10000)
 
 ends at 1, where sCM's target is the derivative of its map; inside the warm-up it is refuted, which
 is told and does no harm.""",
     _run,
+    Example(
+        good="""\
+curriculum    warm = min(1, 2 * progress)
+target        match u(z, t, r) to stop(velocity - warm * (t - r) * d/dt[u(z, t, r)])""",
+        bad="""\
+curriculum    warm = progress / 2
+target        match u(z, t, r) to stop(velocity - warm * (t - r) * d/dt[u(z, t, r)])""",
+        status="refuted",
+    ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from flowdsl.checks.check import Check, rows_text
+from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.direction import repels
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
@@ -68,14 +68,24 @@ def _target(objective: Objective, term: Term) -> list[Verdict]:
     """Gradient through a target that was not stopped: `unbiased` says whether it does harm."""
     if term.target is None:
         return []
-    names = sorted({call.network for call in live_calls(objective, term.target)})
+    calls = live_calls(objective, term.target)
+    names = sorted({call.network for call in calls})
     if not names:
         return []
-    message = f"gradient flows into {', '.join(names)} through the target"
+    message = f"gradient flows into {', '.join(names)} through the target: {_backward(calls)}"
     diagnostic = Diagnostic(NAME, message, term.target.span, "not stopped",
                             hint="write stop( ) around the target unless this is meant",
                             severity="warning")  # fmt: skip
     return [Verdict(NAME, "note", message, diagnostic=diagnostic)]
+
+
+def _backward(calls: list[Evaluate]) -> str:
+    """By which evaluations gradient flows, and what that costs."""
+    shown = list(dict.fromkeys(c.span.text if c.span is not None else c.head for c in calls))
+    count = len(dict.fromkeys(calls))
+    passes = "one more backward pass" if count == 1 else f"{count} more backward passes"
+    second = ", of second order" if any(call.directions for call in calls) else ""
+    return f"by {', '.join(shown)}; {passes}{second}"
 
 
 def _fixed(objective: Objective, term: Term) -> list[Verdict]:
@@ -270,4 +280,17 @@ sends gradient through the landing point into the network although `slow` is an 
 was meant to be stop(slow(…)). A derivative outside stop( ) needs a second-order backward pass,
 which is said as a note.""",
     _run,
+    Example(
+        good="""\
+network       u(z, t, r); slow = ema(u, decay = 0.99)
+differentiate r
+target        match d/dr[map(z, t, r)] to stop(slow(map(z, t, r), r, r))
+anchor        match u(z, t, t) to velocity""",
+        bad="""\
+network       u(z, t, r); slow = ema(u, decay = 0.99)
+differentiate r
+target        match d/dr[map(z, t, r)] to slow(map(z, t, r), r, r)
+anchor        match u(z, t, t) to velocity""",
+        status="refuted",
+    ),
 )

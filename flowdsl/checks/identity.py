@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from flowdsl.checks.check import Check, per_case
+from flowdsl.checks.check import Check, Example, per_case
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
@@ -18,7 +18,7 @@ from flowdsl.proof.judge import Finding, judge, times_of
 from flowdsl.proof.numeric import witness
 from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.show import Printer, times
-from flowdsl.spec.core import Expr
+from flowdsl.spec.core import Evaluate, Expr, walk
 from flowdsl.spec.objective import Objective
 
 NAME = "identity"
@@ -30,7 +30,16 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     verdicts = per_case(NAME, analysis, analysis.matched, lambda case: _decide(analysis, case))
     if not analysis.matched:
         verdicts.append(Verdict(NAME, "not applicable", "no term matches one thing to another"))
-    return verdicts + [Verdict(NAME, "note", text) for text in sorted(analysis.notes)]
+    notes = [*sorted(analysis.notes), *_unused(objective)]
+    return verdicts + [Verdict(NAME, "note", text) for text in notes]
+
+
+def _unused(objective: Objective) -> list[str]:
+    """`differentiate` says what moves in a derivative that no term takes."""
+    found = (n for t in objective.terms for n in walk(t.loss) if isinstance(n, Evaluate))
+    if objective.moving is None or any(node.directions for node in found):
+        return []
+    return [f"`differentiate {objective.moving.time}` is not used: no term takes a derivative"]
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
@@ -139,6 +148,7 @@ def _wrong(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -
         facts.append(("derived", derived))
     example = witness(analysis, finding.study, finding.left)
     facts.append(("left over", left + (f"      {example}" if example else "")))
+    facts += _legend(" ".join(value for _, value in facts))
     diagnostic = Diagnostic(
         NAME, message, case.target.span or case.term.span, "here" if case.target.span else "",
         tuple(facts),
@@ -146,6 +156,19 @@ def _wrong(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -
         "where its times are equal the network is the velocity" if straight else "",
     )  # fmt: skip
     return Verdict(NAME, status, message, left_over=left, diagnostic=diagnostic)
+
+
+def _legend(text: str) -> list[tuple[str, str]]:
+    """What the signs of a left-over mean that no spec is written with."""
+    signs = {
+        "J ": "J u[w]: the derivative of u in the state, along w",
+        "∂": "∂t u: the derivative in the time alone",
+        "D2 ": "D2 u[w, w']: the second derivative in the state",
+        "along none": "along none: the state stays where it is",
+        "ξ": "ξ = velocity - E[velocity | z]",
+    }
+    found = [meaning for sign, meaning in signs.items() if sign in text]
+    return [("where", "; ".join(found))] if found else []
 
 
 def _on_diagonal(analysis: Analysis, case: Case, study: Study) -> bool:
@@ -214,4 +237,9 @@ replaced by its mean. What remains must be zero.
 is refuted, because the Eulerian identity has a minus there; the left-over is 2 * (t - r) *
 d/dt[u(z, t, r)].""",
     _run,
+    Example(
+        good="target        match u(z, t, r) to stop(velocity - (t - r) * d/dt[u(z, t, r)])",
+        bad="target        match u(z, t, r) to stop(velocity + (t - r) * d/dt[u(z, t, r)])",
+        status="refuted",
+    ),
 )

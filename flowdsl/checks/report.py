@@ -74,8 +74,9 @@ class Verdict:
             "ok": self.ok,
             "message": self.message,
             "left_over": self.left_over,
+            "order": self.order,
             "identities": [list(names) for names in self.identities],
-            "milliseconds": round(1e3 * self.seconds, 2),
+            "seconds": round(self.seconds, 5),
             "diagnostic": None if self.diagnostic is None else self.diagnostic.as_dict(),
         }
 
@@ -132,8 +133,9 @@ class Report:
             "objective": self.objective,
             "title": self.title,
             "ok": self.ok,
-            "milliseconds": round(1e3 * self.seconds, 1),
+            "seconds": round(self.seconds, 4),
             "verdicts": [verdict.as_dict() for verdict in self.verdicts],
+            "messages": [diagnostic.as_dict() for diagnostic in self.diagnostics],
         }
 
     def render(self) -> str:

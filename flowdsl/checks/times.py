@@ -6,7 +6,7 @@ from contextlib import suppress
 from fractions import Fraction
 from itertools import product
 
-from flowdsl.checks.check import Check, per_case
+from flowdsl.checks.check import Check, Example, per_case
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -312,4 +312,9 @@ diagonal, where a map gives 0 / 0 for its network, are named: the limit there is
 
 is refuted: t can lie above 1.""",
     _run,
+    Example(
+        good="times         t ~ uniform(0, 1); r ~ truncated(uniform(0, 1), 0, t)",
+        bad="times         t ~ uniform(0, 2); r ~ uniform(0, 1)",
+        status="refuted",
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowdsl.checks.check import Check, condition_text, per_case
+from flowdsl.checks.check import Check, Example, condition_text, per_case
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
@@ -250,4 +250,9 @@ sample's own error is a note, not an error: authors use it all the same. In a sm
 verdict says of which order the mean gradient is, and of which that of another flow: their quotient
 is how far off the solution is.""",
     _run,
+    Example(
+        good="target        match u(z, t, r) to stop(velocity - (t - r) * d/dt[u(z, t, r)])",
+        bad="target        match u(z, t, r) to velocity - (t - r) * d/dt[u(z, t, r)]",
+        status="biased",
+    ),
 )

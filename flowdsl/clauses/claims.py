@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from flowdsl.diagnostics import Span, fail
+from flowdsl.diagnostics import Span, did_you_mean, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Claim
 from flowdsl.spec.scope import Resolve, Scope
@@ -41,7 +41,10 @@ def _claim(span: Span, children: list[object]) -> Line:
     left_out = None if upto is None else str(upto)
     if str(relation) not in ("value", "gradient"):
         raise fail(
-            "syntax", f"two objectives have the same value or gradient, not `{relation}`", span
+            "syntax",
+            f"two objectives have the same value or gradient, not `{relation}`",
+            span,
+            hint=did_you_mean(str(relation), ("value", "gradient")),
         )
     if not rest or rest[0] is None:
         return ClaimLine(span, str(relation), str(other), "always", None, left_out)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from flowdsl.diagnostics import Span, fail
+from flowdsl.diagnostics import Span, did_you_mean, fail
 from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Stage
 from flowdsl.spec.scope import Scope
@@ -50,6 +50,8 @@ def _enter(scope: Scope, lines: Sequence[Line]) -> None:
                     "resolve",
                     f"`{network}` cannot come from `{stage}`, which is no earlier stage",
                     line.span,
+                    hint=did_you_mean(stage, earlier)
+                    or f"earlier stages: {', '.join(sorted(earlier)) or 'none'}",
                 )
         if line.name in earlier:
             raise fail("resolve", f"two stages are called `{line.name}`", line.span)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import typer
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from flowdsl import pipeline
 from flowdsl.checks import CHECKS, Report
+from flowdsl.checks.check import COMMON
 from flowdsl.diagnostics import DiagnosticError, did_you_mean, fail, render
 
 _COLOURS = {
@@ -24,7 +26,7 @@ _COLOURS = {
 
 
 def explain_check(name: str) -> str:
-    """What a check means."""
+    """What a check means, with a spec that passes it and one that does not."""
     if name not in CHECKS:
         raise fail(
             "command",
@@ -32,7 +34,17 @@ def explain_check(name: str) -> str:
             hint=did_you_mean(name, CHECKS) or f"checks: {', '.join(CHECKS)}",
         )
     check = CHECKS[name]
-    return f"{name}: {check.question}\n\n{check.explanation.strip()}"
+    shown = check.example
+    parts = [
+        f"{name}: {check.question}",
+        check.explanation.strip(),
+        f"passes:\n\n{indent(shown.good, '    ')}",
+        f"is {shown.status}:\n\n{indent(shown.bad, '    ')}",
+    ]
+    if shown.other:
+        parts.append(f"where `other` has\n\n{indent(shown.other, '    ')}")
+    parts.append(f"each in the place of these lines:\n\n{indent(COMMON.rstrip(), '    ')}")
+    return "\n\n".join(parts)
 
 
 def check_specs(

@@ -104,6 +104,7 @@ def edits(found: list[Piece], known: Known, wrong: bool) -> Iterator[Edit]:
         yield from slips.signs(piece.expression)
     rounds: tuple[tuple[Slip, ...], ...] = (
         (
+            lambda e: slips.velocities(e, words),
             slips.conditions,
             slips.complements,
             lambda e: slips.derivatives(e, words),
@@ -205,9 +206,14 @@ def words_of(known: Known, found: list[Piece]) -> Words:
             heads[line.name] = None
     paths = [x.name for x in tree.lines("path") if isinstance(x, Binding)]
     timed = (*heads, *paths, *(line.label or "map" for line in maps))
+    calls = [n for p in found for n in nodes(p.expression) if isinstance(n, Call)]
+    states = (c.arguments[0] for c in calls if c.function in heads and c.arguments)
+    shown = tuple(dict.fromkeys(
+        format_expression(s) for s in states if isinstance(s, Call) and s.function in paths
+    ))  # fmt: skip
     factors_ = _map_factors(tree, tuple(heads))
     return Words(tuple(times), ("velocity", *_state_names(known)), tuple(heads), factors_,
-                 timed, tuple(landings))  # fmt: skip
+                 timed, shown, tuple(landings))  # fmt: skip
 
 
 def _state_names(known: Known) -> list[str]:

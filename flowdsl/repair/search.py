@@ -35,6 +35,7 @@ class Words:
     heads: tuple[str, ...]
     factors: tuple[Expression, ...]
     timed: tuple[str, ...] = ()  # what is called with times: networks, maps, paths
+    shown: tuple[str, ...] = ()  # states that networks are shown, other than the row's own
     landings: tuple[str, ...] = ()  # the row's state, and where the map takes it
 
 
@@ -174,6 +175,16 @@ def _complement(factor: Expression) -> Expression | None:
         case Name(span, _):
             return Binary(span, "-", NumberLiteral(span, "1"), factor)
     return None
+
+
+def velocities(whole: Expression, words: Words) -> Iterator[Edit]:
+    """The velocity of the very state that a network is shown, for that of the row's own."""
+    for node in nodes(whole):
+        if isinstance(node, Name) and node.id == "velocity":
+            for state in words.shown:
+                text = f"velocity({state})"
+                label = f"the network is shown {state}"
+                yield change(node, text, node.span, label, f"write `{text}`")
 
 
 def landings(whole: Expression, words: Words) -> Iterator[Edit]:

@@ -201,7 +201,7 @@ class _Terms:
                     "resolve",
                     f"there is no term `{line.label}`",
                     line.span,
-                    hint=f"terms: {', '.join(sorted(labels))}",
+                    hint=did_you_mean(line.label, labels) or f"terms: {', '.join(sorted(labels))}",
                 )
         return tuple(self._term(line) for line in scope.term_lines)
 
@@ -231,7 +231,9 @@ class _Terms:
                     "kinds",
                     f"`match` compares states, and this is a {resolver.kind(what).value}",
                     node.span,
-                    hint="for a number, write `minimise`",
+                    hint="for a number, write `minimise`"
+                    if resolver.kind(what) in (Kind.SCALAR, Kind.TIME)
+                    else "a state is data, noise, a point of the path, or what a network returns",
                 )
         loss = self._loss(line, sub(prediction, target))
         return Term(line.name, line.group, prediction, target, loss, rows, line.span)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
+from flowdsl.prelude.laws import LAWS
 from flowdsl.spec.core import (
     Evaluate,
     Expr,
@@ -57,6 +58,13 @@ def call(resolver: Resolver, node: Call, env: Env) -> Expr:
     if name in OPERATIONS and OPERATIONS[name].shape in ("elementwise", "reduction", "batch"):
         args = _arguments(resolver, node, OPERATIONS[name].arity, env)
         return resolver.apply(name, args, span)
+    if name in LAWS:
+        raise fail(
+            "resolve",
+            f"`{name}` is a law: a name is drawn from it",
+            Span(span.source, span.start, span.start + len(name)),
+            hint=f"write `q ~ {name}(…)` under `times`, `rows` or `conditions`",
+        )
     known = {
         *resolver.scope.known_names,
         *resolver.scope.functions,
@@ -71,7 +79,9 @@ def call(resolver: Resolver, node: Call, env: Env) -> Expr:
     )
 
 
-def _arguments(resolver: Resolver, node: Call, count: int, env: Env) -> tuple[Expr, ...]:
+def _arguments(
+    resolver: Resolver, node: Call, count: int, env: Env, usage: str = ""
+) -> tuple[Expr, ...]:
     if node.keywords:
         raise fail("resolve", f"`{node.function}` takes no `name = value`", node.keywords[0].span)
     if len(node.arguments) != count:
@@ -80,13 +90,15 @@ def _arguments(resolver: Resolver, node: Call, count: int, env: Env) -> tuple[Ex
             f"`{node.function}` takes {count} argument{'s' * (count != 1)}, "
             f"not {len(node.arguments)}",
             node.span,
+            hint=f"write `{usage}`" if usage else "",
         )
     return tuple(resolver.expression(a, env) for a in node.arguments)
 
 
 def _network(resolver: Resolver, node: Call, env: Env) -> Expr:
     network = resolver.scope.networks[resolver.scope.heads[node.function]]
-    args = _arguments(resolver, node, len(network.arguments), env)
+    usage = f"{node.function}({', '.join(name for name, _ in network.arguments)})"
+    args = _arguments(resolver, node, len(network.arguments), env, usage)
     for i, arg in enumerate(args):
         _argument_kind(resolver, network.name, i, network.arguments[i][0], arg, node.span)
     given = _replacements(resolver, node, network.conditions, f"`{node.function}` sees", env)
@@ -242,7 +254,7 @@ def _map(resolver: Resolver, node: Call, env: Env) -> Expr:
     line = resolver.scope.map_lines.get(node.function)
     if line is None:
         raise fail("resolve", "there is no map", node.span, hint="add a section `map`")
-    state, start, end = _arguments(resolver, node, 3, env)
+    state, start, end = _arguments(resolver, node, 3, env, f"{node.function}(x, start, end)")
     if resolver.kind(state) is not Kind.STATE:
         raise fail("kinds", "a map takes (state, start, end)", state.span or node.span)
     values: dict[str, Expr | str] = {line.state: state}

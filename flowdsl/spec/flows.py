@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from flowdsl.diagnostics import fail
+from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import Apply, Expr, Number
 from flowdsl.spec.env import Env
@@ -56,7 +56,13 @@ def _flow_options(resolver: Resolver, node: Call, env: Env) -> tuple[Name, int, 
     keywords = {k.name: k.value for k in node.keywords}
     steps_node, order_node = keywords.pop("steps", None), keywords.pop("order", None)
     if len(node.arguments) != 4 or keywords or steps_node is None:
-        raise fail("resolve", "`flow` takes (map, state, start, end, steps = N)", node.span)
+        wrong = next(iter(keywords), "")
+        raise fail(
+            "resolve",
+            "`flow` takes (map, state, start, end, steps = N)",
+            node.span,
+            hint=did_you_mean(wrong, ("steps",)) or "as in `flow(map, z, 1, 0, steps = 4)`",
+        )
     what = node.arguments[0]
     if not isinstance(what, Name):
         raise fail("resolve", "the first argument of `flow` names a map or a network", what.span)

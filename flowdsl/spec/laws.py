@@ -113,7 +113,10 @@ class LawResolver:
             if p.name not in given and p.default is None and not p.optional
         ]
         if missing or len(node.arguments) > len(law.parameters) or node.replaced:
-            raise fail("resolve", f"`{law.name}` is called otherwise", span, hint=self._usage(law))
+            given_names = ", ".join(missing)
+            what = f"without {given_names}" if missing else f"with {len(node.arguments)} numbers"
+            raise fail("resolve", f"`{law.name}` is not drawn {what}", span,
+                       hint=self._usage(law))  # fmt: skip
         args: list[Expr | LawCall] = []
         for parameter in law.parameters:
             if parameter.name in given:
