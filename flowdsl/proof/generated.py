@@ -11,7 +11,7 @@ from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.interpret import Reader
-from flowdsl.proof.sample import X, Row, end_state
+from flowdsl.proof.sample import Row, X, end_state
 from flowdsl.proof.state import MapAtom
 from flowdsl.spec.core import Evaluate, Expr, Given, walk
 
