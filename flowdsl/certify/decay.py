@@ -42,7 +42,7 @@ from flowdsl.spec.core import (
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term
 
-SHARES = (0.8, 0.4)  #: of the whole range, at which a falling gradient is measured
+SHARES = (0.6, 0.3)  #: of the whole range, at which a falling gradient is measured
 GRID = 801
 SURE = 3.0  #: standard errors that a mean along its direction needs for a logarithm
 
@@ -173,7 +173,12 @@ def _scaled(objective: Objective, name: str, share: float) -> Objective:
 
 def decay_of(small: str, sizes: list[float], certificates: list[Certificate]) -> Decay | None:
     """The order between the measurements, largest first; None where it cannot be told."""
-    tables = [c.table for c in certificates if c.table is not None]
+    # in units of the loss's own steepness: a weight of 1 / alpha is no part of the residual's order
+    tables = [
+        c.table / torch.tensor(c.scale, dtype=torch.float64).clamp(min=1e-300)
+        for c in certificates
+        if c.table is not None
+    ]
     rows = min((len(t) for t in tables), default=0)
     if len(tables) < 2 or len({len(t) for t in tables}) > 1:
         return None
