@@ -328,8 +328,8 @@ def test_alphaflow_is_certified_to_second_order() -> None:
 
 
 #: Certified above; or ten seconds long and alike to one of them (alphaflow_xl).
-CLOSER = {"alphaflow_xl", "flow_matching", "meanflow", "tvm", "shortcut", "alphaflow", "alphaflow_squared",
-          "trajectory_flow_matching"}  # fmt: skip
+CLOSER = {"alphaflow_xl", "flow_matching", "meanflow", "tvm", "shortcut", "alphaflow",
+          "alphaflow_squared", "trajectory_flow_matching"}  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", sorted(set(shipped_names()) - CLOSER))
