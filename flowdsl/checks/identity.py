@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from flowdsl.checks.check import Check, Example, per_case
+from flowdsl.checks.minimised import minimised
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
@@ -30,6 +31,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     verdicts = per_case(NAME, analysis, analysis.matched, lambda case: _decide(analysis, case))
     if not analysis.matched:
         verdicts.append(Verdict(NAME, "not applicable", "no term matches one thing to another"))
+    verdicts += minimised(objective, NAME)
     notes = [*sorted(analysis.notes), *_unused(objective)]
     return verdicts + [Verdict(NAME, "note", text) for text in notes]
 
