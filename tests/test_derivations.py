@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from flowdsl.checks import check
+from flowdsl.diagnostics import DiagnosticError
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import load_text
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.derive import derive
 from flowdsl.proof.errors import Clock
 from flowdsl.proof.scalars import Scalars
+from flowdsl.proof.show import ratio
 from flowdsl.proof.state import State
 
 RULES = tuple(IDENTITIES.values())
@@ -103,3 +107,112 @@ def test_continuous_consistency_is_derived_as_published() -> None:
     assert differences(derived, SCM.format(target=wrong))[0]
     (verdict,) = check(load_text(derived)).of("identity")
     assert (verdict.status, verdict.identities) == ("proved", (("eulerian",),))
+
+
+MEANFLOW = """objective mean_like "MeanFlow" arXiv:2505.13447
+path          z(t) = (1 - t) * data + t * noise
+times         t, r ~ sorted(uniform(0, 1))
+network       u(z, t, r)
+map           z(t) -> z(r) = z - (t - r) * u(z, t, r)
+differentiate t along velocity
+target        {target}
+loss          error
+"""
+IMF = """objective imf_like "improved MeanFlow" arXiv:2512.02012
+path          z(t) = (1 - t) * data + t * noise
+times         t, r ~ sorted(uniform(0, 1))
+network       net(z, h) -> u, v
+map           z(t) -> z(r) = z - (t - r) * u(z, t - r)
+differentiate t along v(z, 0)
+target        average: {target}
+              instant: match v(z, t - r) to stop(velocity)
+loss          error
+"""
+TVM = """objective tvm_like "Terminal Velocity Matching" arXiv:2511.19797
+constants     w = 2
+path          z(t) = (1 - t) * data + t * noise
+times         t, s ~ sorted(uniform(0, 1))
+network       F(z, t, s)
+map           z(t) -> z(s) = z + (s - t) * w * F(z, t, s)
+differentiate s
+target        {target}
+loss          error
+"""
+FREE_FLOW = """objective free_like "Free FlowMap" arXiv:2511.19428
+path          z(t) = (1 - t) * data + t * noise
+times         s ~ uniform(0, 1)
+network       F(z, s); teacher(z, t) frozen
+map           z(1) -> z(s) = z(1) + (s - 1) * F(z(1), s)
+differentiate s
+target        {target}
+loss          error
+"""
+INNER = """objective inner_like "Transition Matching: the inner map" arXiv:2601.09881
+path          z(t) = (1 - t) * data + t * noise
+              y(s) = (1 - s) * (noise - data) + s * noise'
+times         t ~ uniform(0, 1); s, r ~ sorted(uniform(0, 1)); noise' ~ normal(0, 1)
+network       backbone(z, t) -> features; head(y, s, r | features)
+map           inner: y(s) -> y(r) = y + (r - s) * (y - {head}) / s
+differentiate s along velocity(y(s))
+target        {target}
+loss          error
+"""
+HEAD = "head(y(s), s, r | features = backbone(z, t))"
+INNER = INNER.replace("{head}", HEAD.replace("y(s)", "y"))
+PUBLISHED = {
+    "MeanFlow": (MEANFLOW, "match u(z, t, r) to stop(velocity - (t - r) * d/dt[u(z, t, r)])"),
+    "iMF": (IMF, "match u(z, t - r) + (t - r) * stop(d/dt[u(z, t - r)]) to stop(v(z, 0))"),
+    "TVM": (
+        TVM,
+        "match w * F(z, t, s) + stop((s - t) * w * d/ds[F(z, t, s)]) "
+        "to stop(w * F(map(z, t, s), s, s))",
+    ),
+    "sCM": (SCM, SCM_PUBLISHED),
+    "Free FlowMap": (
+        FREE_FLOW,
+        "match F(noise, s) to "
+        "stop(F(noise, s) - (d/ds[map(noise, 1, s)] - teacher(map(noise, 1, s), s)))",
+    ),
+    "Transition Matching": (
+        INNER,
+        f"match {HEAD} to stop(y(s) - s * velocity(y(s)) - s * (s - r) / r * d/ds[{HEAD}])",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_the_derived_target_is_the_published_one(method: str) -> None:
+    """Equal residual for every network, up to the factor by which the equation was divided."""
+    text, published = PUBLISHED[method]
+    factor, variation = ratios(text.format(target="derived"), text.format(target=published))
+    assert factor is not None
+    assert variation is not None
+    wrong = published.replace("to stop(", "to stop(2 * ", 1)
+    assert ratios(text.format(target="derived"), text.format(target=wrong))[0] is None
+    found = check(load_text(text.format(target="derived")), only=["identity"])
+    assert {v.status for v in found.of("identity")} <= {"proved", "note"}
+
+
+def ratios(one: str, other: str) -> tuple[object, object]:
+    """The factors between residuals and between variations of two specs; None where there is no
+    single one."""
+    mine, yours = (Analysis(load_text(text), RULES, Clock(20.0)) for text in (one, other))
+    mine.share_with(yours)
+    left, right = (a.study(next(iter(a.all_cases())), "free", frozenset()) for a in (mine, yours))
+    return ratio(left.residual, right.residual), ratio(left.variation, right.variation)
+
+
+def test_the_inner_map_as_printed_is_no_flow_map() -> None:
+    """With (s - r) in the place of (r - s) the right target is not what the map implies."""
+    printed = INNER.replace("(r - s) * (y - head", "(s - r) * (y - head")
+    target = "match " + HEAD + " to stop(y(s) - s * velocity(y(s)) - s * (s - r) / r * d/ds[" + HEAD
+    found = check(load_text(printed.format(target=target + "])")), only=["identity"])
+    assert [v.status for v in found.of("identity")] == ["refuted"]
+
+
+def test_a_map_that_starts_at_one_time_needs_a_teacher() -> None:
+    alone = FREE_FLOW.replace("; teacher(z, t) frozen", "")
+    with pytest.raises(DiagnosticError, match="no frozen network does"):
+        load_text(alone.format(target="derived"))
+    target = derive(load_text(FREE_FLOW.format(target="derived"))).target_text
+    assert target == "stop(teacher(map(z, s), s) + (1 - s) * d/ds[F(z, s)])"

@@ -21,7 +21,7 @@ from flowdsl.proof.derivation import Derivation, Step
 from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.notation import Notation
-from flowdsl.proof.truth import MapNetwork, shape_of
+from flowdsl.proof.truth import MapNetwork, shape_of, single_call
 from flowdsl.proof.write import element_expr
 from flowdsl.spec.core import (
     ONE,
@@ -42,7 +42,6 @@ from flowdsl.spec.core import (
     neg,
     replace_formals,
     sub,
-    walk,
 )
 from flowdsl.spec.objective import FlowMap, Objective
 
@@ -272,11 +271,31 @@ class _Deriver:
         assert isinstance(self.flow_map.end, Formal)
         start = self.flow_map.start
         at_end = values[self.flow_map.end.name]
-        there = {**values, self.flow_map.state.name: landing}
-        if isinstance(start, Formal):
-            there[start.name] = at_end
-        network = self._network(there)
-        return [(slopes[0], landing), (slopes[1], network)]
+        if not isinstance(start, Formal):  # its network knows no other start than this one
+            return [(scalars.one, self._teacher(landing, at_end))]
+        there = {**values, self.flow_map.state.name: landing, start.name: at_end}
+        return [(slopes[0], landing), (slopes[1], self._network(there))]
+
+    def _teacher(self, landing: Expr, time: Expr) -> Evaluate:
+        """The velocity by a frozen network, for a map that starts at one time alone."""
+        shown = {"label": Given("label"), **dict(shape_of_call(self.flow_map).conditions)}
+        for network in self.objective.networks.values():
+            kinds = [kind for _, kind in network.arguments]
+            if not network.frozen or len(kinds) != 2 or kinds[0] is not Kind.STATE:
+                continue
+            if kinds[1] in (Kind.TIME, Kind.SCALAR) and set(network.conditions) <= set(shown):
+                conditions = tuple((name, shown[name]) for name in sorted(network.conditions))
+                head = next(name for name, kind in network.heads if kind is Kind.STATE)
+                return Evaluate(network.name, head, (landing, time), conditions)
+        raise Undecided(
+            f"the map starts at {self._start_text()} alone, so that its network does not give the "
+            "velocity where it lands, and no frozen network does",
+            self.flow_map.span,
+        )
+
+    def _start_text(self) -> str:
+        """The one time at which the map starts, as text."""
+        return Notation().text(self.flow_map.start)
 
     def _sum(self, terms: list[tuple[Element, Expr]], write: Callable[[Element], Expr]) -> Expr:
         """c1 e1 + c2 e2 + … with signs drawn into the sums."""
@@ -323,10 +342,7 @@ def _product(factor: Expr, expr: Expr) -> Expr:
 
 def shape_of_call(flow_map: FlowMap) -> Evaluate:
     """The network call of a map, over its formals."""
-    calls = [n for n in walk(flow_map.body) if isinstance(n, Evaluate)]
-    if len(calls) != 1:
-        raise Undecided("the map evaluates its network more than once, or never", flow_map.span)
-    return calls[0]
+    return single_call(flow_map, flow_map.body)
 
 
 def derive_target(objective: Objective, name: str, span: Span) -> tuple[Expr, Expr]:

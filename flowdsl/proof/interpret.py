@@ -17,6 +17,7 @@ from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
 from flowdsl.proof.moment import moment_of
+from flowdsl.proof.notation import Notation
 from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import Calculus, State
 from flowdsl.spec.core import (
@@ -264,6 +265,8 @@ class Reader:
                 return name
         if self.context.objective.kind(value) in (Kind.TIME, Kind.SCALAR):
             return self.scalar(value)
+        if self.context.objective.kind(value) is Kind.FEATURES:
+            return Notation().text(value)  # the truth is conditioned on all that a network is shown
         raise Undecided("a condition that the calculus cannot name", value.span)
 
     # scalars

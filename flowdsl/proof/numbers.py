@@ -135,8 +135,13 @@ def linear(expr: Expr, values: Mapping[str, float], names: tuple[str, ...]) -> t
 def path_weights(
     objective: Objective, path: Path, time: float, velocity: bool = False
 ) -> tuple[float, float]:
-    """(α, σ) of a path at a time, or (α', σ')."""
+    """(α, σ) of a path at a time, or (α', σ').
+
+    Raises `Undecided` for a path between other ends than data and noise: an inner flow.
+    """
     constants = {name: float(value) for name, value in objective.constants.items()}
     body = path.velocity if velocity else path.body
+    if any(isinstance(n, Draw) and n.kind is Kind.STATE for n in walk(path.body)):
+        raise Undecided("the path has other ends than data and noise", path.span)
     a, s = linear(body, {**constants, path.time: time}, ("data", "noise"))
     return a, s

@@ -58,13 +58,14 @@ def shape_of(flow_map: FlowMap, on_rows: Callable[[Expr], Expr]) -> Shape:
     another scale every occurrence of it changes, inside the network and out. Raises `Undecided`
     unless the map evaluates one network once.
     """
-    call = _single_call(flow_map, flow_map.body)
+    call = single_call(flow_map, flow_map.body)
     if call.directions:
         raise Undecided("the map contains a derivative", flow_map.span)
     named = {
         value: Formal(name, Kind.SCALAR)
         for name, value in call.conditions
-        if not isinstance(value, Number | Null | Given) and level_of(value) is not Level.STEP
+        if not isinstance(value, Number | Null | Given | Evaluate)
+        and level_of(value) is not Level.STEP
     }
     arguments = set(call.args)
     body = on_rows(
@@ -73,11 +74,14 @@ def shape_of(flow_map: FlowMap, on_rows: Callable[[Expr], Expr]) -> Shape:
             lambda node: named[node] if node in named and node not in arguments else node,
         )
     )
-    return Shape(flow_map, _single_call(flow_map, body), body)
+    return Shape(flow_map, single_call(flow_map, body), body)
 
 
-def _single_call(flow_map: FlowMap, body: Expr) -> Evaluate:
+def single_call(flow_map: FlowMap, body: Expr) -> Evaluate:
+    """The one network call of a map; networks that only give it features are not counted."""
     calls = {node for node in walk(body) if isinstance(node, Evaluate)}
+    calls -= {n for call in calls for _, v in call.conditions for n in walk(v)
+              if isinstance(n, Evaluate)}  # fmt: skip
     if len(calls) != 1:
         raise Undecided("the map evaluates its network more than once, or never", flow_map.span)
     return calls.pop()
