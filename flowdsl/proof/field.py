@@ -131,21 +131,23 @@ class Rationals:
 
     def generators_in(self, x: Element) -> set[int]:
         """Indices of the generators in x, and of those inside the functions it contains."""
-        found = self._direct(x)
-        for i in list(found):
+        found = set(self._direct(x))
+        for i in tuple(found):
             definition = self.defined.get(i)
             if definition is not None:
                 found |= definition.inside
         return found
 
-    def _direct(self, x: Element) -> set[int]:
+    def _direct(self, x: Element) -> frozenset[int]:
         """Indices of the generators in x itself."""
-        found: set[int] = set()
-        for poly in (x.numer, x.denom):
-            for powers in zip(range(self.field.ngens), *poly, strict=False):
-                if any(powers[1:]):
-                    found.add(powers[0])
-        return found
+        if x.places is None:
+            found: set[int] = set()
+            for poly in (x.numer, x.denom):
+                for monomial in poly:
+                    found.update(i for i, power in enumerate(monomial) if power)
+            x.places = frozenset(found)
+        places: frozenset[int] = x.places
+        return places
 
     def rational(self, x: Element) -> Fraction | None:
         """The number x is, or None when it contains a generator."""

@@ -30,6 +30,7 @@ class Quotient(FracElement):  # type: ignore[misc]
     positive leading coefficient."""
 
     field: Quotients
+    places: frozenset[int] | None = None  # the generators in it, once somebody has asked
 
     def __init__(self, field: Quotients, numer: Poly, denom: Poly | None = None) -> None:
         super().__init__(field, numer, denom)
