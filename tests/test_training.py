@@ -465,9 +465,9 @@ def test_the_objectives_own_averages_move_once_per_step(tmp_path):
             bound = super().bind(network)
             real = bound.update_averages
 
-            def update():
+            def update(**when):
                 counts["updates"] += 1
-                real()
+                real(**when)
 
             bound.update_averages = update
             return bound

@@ -111,7 +111,7 @@ class BoundMeanFlow(nn.Module):
         self.networks = nn.ModuleDict(networks)
 
     @torch.no_grad()
-    def update_averages(self) -> None:
+    def update_averages(self, **when) -> None:
         if self.loss.slow:
             slow, u = self.networks["slow"], self.networks["u"]
             for average, weight in zip(slow.parameters(), u.parameters(), strict=True):

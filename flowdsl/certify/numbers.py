@@ -49,6 +49,8 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "softplus": torch.nn.functional.softplus,
     "tanh": torch.tanh,
     "abs": torch.abs,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
     "min": torch.minimum,
     "max": torch.maximum,
     "clip": torch.clamp,

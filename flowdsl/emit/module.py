@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flowdsl.emit import helpers
+from flowdsl.emit.averages import decays_function
 from flowdsl.emit.draws import DrawWriter, uses_noise
 from flowdsl.emit.function import Writer, lay_docstring
 from flowdsl.emit.layout import lay_out
@@ -39,6 +40,8 @@ def emit(program: Program, *, derivative: str = "exact") -> str:
     sampled: list[str] = []
     for sampler in samplers(objective):
         sampled += [*sampler_function(writer, sampler), "", ""]
+    averaged = decays_function(writer)
+    sampled += [*averaged, "", ""] if averaged else []
     blocks = [*_header(writer), *_helper_texts(writer), *drawn, "", "", *losses, *sampled]
     while blocks and not blocks[-1]:
         blocks.pop()

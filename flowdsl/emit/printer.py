@@ -26,7 +26,20 @@ _INFIX = {
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 _FUNCTIONS = {
     name: f"torch.{name}"
-    for name in ("sin", "cos", "tan", "atan", "exp", "log", "sqrt", "sigmoid", "tanh", "abs")
+    for name in (
+        "sin",
+        "cos",
+        "tan",
+        "atan",
+        "exp",
+        "log",
+        "sqrt",
+        "sigmoid",
+        "tanh",
+        "abs",
+        "floor",
+        "ceil",
+    )
 }
 _REDUCTIONS = {
     "sum_squares": ".square().sum(1)",
@@ -268,6 +281,10 @@ class Printer:
                 return _power(self.text(node.inputs[0], ATOM), "0.5"), POWER
             case "abs" | "min" | "max":
                 return f"{node.op}({', '.join(texts)})", ATOM
+            case "floor":
+                return f"{self.text(node.inputs[0], PRODUCT)} // 1", PRODUCT
+            case "ceil":
+                return f"-({self.text(node.inputs[0], PRODUCT)} // -1)", SIGN
             case "clip":
                 return f"min(max({texts[0]}, {texts[1]}), {texts[2]})", ATOM
             case "snap":

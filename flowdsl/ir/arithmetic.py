@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil, floor
 
 #: Powers beyond this are left to floating point: exact ones would be huge numbers.
 LARGEST_EXPONENT = 64
@@ -28,6 +29,10 @@ def arithmetic(op: str, x: list[Fraction]) -> Fraction | None:
                 return x[0] ** x[1].numerator
         case "abs":
             return abs(x[0])
+        case "floor":
+            return Fraction(floor(x[0]))
+        case "ceil":
+            return Fraction(ceil(x[0]))
         case "min":
             return min(x)
         case "max":

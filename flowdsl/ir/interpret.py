@@ -48,6 +48,8 @@ MEANING: dict[str, Callable[..., Tensor]] = {
     "softplus": torch.nn.functional.softplus,
     "tanh": torch.tanh,
     "abs": torch.abs,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
     "min": torch.minimum,
     "max": torch.maximum,
     "clip": torch.clamp,

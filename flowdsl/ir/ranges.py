@@ -46,6 +46,8 @@ _RISING: dict[str, Callable[[float], float]] = {
     "sqrt": lambda x: math.sqrt(max(0.0, x)),
     "log": lambda x: math.log(x) if 0 < x < math.inf else (math.inf if x > 0 else -math.inf),
     "softplus": lambda x: x if x > 30 else math.log1p(_exp(x)),
+    "floor": lambda x: x if math.isinf(x) else float(math.floor(x)),
+    "ceil": lambda x: x if math.isinf(x) else float(math.ceil(x)),
 }
 
 

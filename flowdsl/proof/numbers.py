@@ -49,6 +49,8 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
     "softplus": lambda a: max(a, 0.0) + math.log1p(math.exp(-abs(a))),
     "tanh": math.tanh,
     "abs": abs,
+    "floor": lambda a: float(math.floor(a)),
+    "ceil": lambda a: float(math.ceil(a)),
     "min": min,
     "max": max,
     "clip": lambda a, lo, hi: min(max(a, lo), hi),

@@ -28,7 +28,8 @@ class NetworkSignature:
     """How a network role is called: `role(*arguments, **conditions)`, and what it returns.
 
     One head: it returns a tensor. Several: a tuple in this order. `state` heads have the shape of
-    the data, `scalar` heads the shape `(batch,)`. `line` is the line of the spec, for messages.
+    the data, `scalar` heads the shape `(batch,)`. `decay` is that of an average; None where it
+    changes while training. `line` is the line of the spec, for messages.
     """
 
     name: str

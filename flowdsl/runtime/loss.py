@@ -206,6 +206,13 @@ class Loss:
         function = self._functions.get("clock")
         return None if function is None else float(function(progress))
 
+    def decays(self, *, progress: float = 0.0, step: int = 0, steps: int = 1) -> dict[str, float]:
+        """The decay of every average at a moment of training, by the average's name."""
+        found = {n.name: n.decay for n in self.signature.networks if n.average_of is not None}
+        changing = self._functions.get("decays")
+        moving = {} if changing is None else changing(progress, step, steps)
+        return {name: float(moving.get(name, decay or 0.0)) for name, decay in found.items()}
+
     def _sample(
         self,
         name: str,
@@ -288,15 +295,16 @@ class LossModule(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
-    def update_averages(self) -> None:
+    def update_averages(self, *, progress: float = 0.0, step: int = 0, steps: int = 1) -> None:
         """One step of every average, parameters by its decay, buffers copied. Call it after each
-        optimiser step.
+        optimiser step, with the moment of training where decays depend on it.
         """
+        decays = self.loss.decays(progress=progress, step=step, steps=steps)
         for role in self.loss.signature.networks:
             if role.average_of is None:
                 continue
             average, source = self.networks[role.name], self.networks[role.average_of]
-            decay = 0.0 if role.decay is None else role.decay
+            decay = decays[role.name]
             for slow, fast in zip(average.parameters(), source.parameters(), strict=True):
                 slow.lerp_(fast.to(slow.dtype), 1 - decay)
             for old, new in zip(average.buffers(), source.buffers(), strict=True):

@@ -39,7 +39,7 @@ class BoundLoss(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of the terms asked for (None: all), and one detached scalar per term."""
 
-    def update_averages(self) -> None:
+    def update_averages(self, *, progress: float = 0.0, step: int = 0, steps: int = 1) -> None:
         """One step of every average that the objective itself uses, after an optimiser step."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...

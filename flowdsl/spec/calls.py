@@ -259,7 +259,7 @@ def _map(resolver: Resolver, node: Call, env: Env) -> Expr:
         raise fail("kinds", "a map takes (state, start, end)", state.span or node.span)
     values: dict[str, Expr | str] = {line.state: state}
     for what, given, declared in (("start", start, line.start), ("end", end, line.end)):
-        if isinstance(declared, Name):
+        if isinstance(declared, Name) and not resolver.scope.is_constant(declared.id):
             values[declared.id] = given
         elif given != resolver.expression(declared):
             raise fail(

@@ -59,13 +59,13 @@ def resolve_map(resolver: Resolver, name: str) -> FlowMap:
     """The map as a body over formals."""
     line = resolver.scope.map_lines[name]
     state = Formal(line.state, Kind.STATE)
-    times: dict[str, Expr | str] = {
-        t.id: Formal(t.id, Kind.TIME) for t in (line.start, line.end) if isinstance(t, Name)
-    }
     ends = [
-        Formal(t.id, Kind.TIME) if isinstance(t, Name) else resolver.expression(t)
+        Formal(t.id, Kind.TIME)
+        if isinstance(t, Name) and not resolver.scope.is_constant(t.id)
+        else resolver.expression(t)
         for t in (line.start, line.end)
     ]
+    times: dict[str, Expr | str] = {t.name: t for t in ends if isinstance(t, Formal)}
     env = Env(values={line.state: state, **times}, map_state=(line.state, ends[0]))
     body = resolver.expression(line.body, env)
     if resolver.kind(body) is not Kind.STATE:

@@ -42,6 +42,8 @@ _ROWS = [
     Operation("softplus", 1, "elementwise", derivative=("sigmoid(x)",)),
     Operation("tanh", 1, "elementwise", derivative=("1 - tanh(x)^2",)),
     Operation("abs", 1, "elementwise"),
+    Operation("floor", 1, "elementwise", meaning="the largest integer that is not above x"),
+    Operation("ceil", 1, "elementwise", meaning="the smallest integer that is not below x"),
     Operation("min", 2, "elementwise"),
     Operation("max", 2, "elementwise"),
     Operation("clip", 3, "elementwise", meaning="x limited to [lo, hi]"),

@@ -96,6 +96,10 @@ class Scope:
         for head, _ in network.heads:
             self.heads[head] = network.name
 
+    def is_constant(self, name: str) -> bool:
+        """Whether a name is bound under `constants`."""
+        return any(entry.clause.keyword == "constants" for entry in self.entries.get(name, ()))
+
     def group_clauses(self) -> tuple[Clause, ...]:
         return tuple(clause for clause in self.clauses if clause.group)
 

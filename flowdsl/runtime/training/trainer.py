@@ -176,7 +176,7 @@ class Trainer:
         turns = [(one, one.player.due(step)) for one in state.learners]
         moved = [self._turn(one, terms, step, batch, draws) for one, terms in turns if terms != ()]
         if any(moved):
-            state.bound.update_averages()
+            state.bound.update_averages(progress=step / config.steps, step=step, steps=config.steps)
             for average in state.averages:
                 average.update(state.networks, step)
 
