@@ -16,6 +16,7 @@ from torch import Tensor
 from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.ir.ranges import of_expr
+from flowdsl.passes.options import Options
 from flowdsl.runtime.training.overrides import make_config
 
 REAL = torch.float64
@@ -55,7 +56,7 @@ def consistency(net, z: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("optimize", [True, False])
 def test_the_loss_on_a_refined_grid_is_the_published_one(progress: float, optimize: bool) -> None:
     spec = objective()
-    loss = pipeline.compiled(spec, optimize=optimize)
+    loss = pipeline.compiled(spec, Options(optimize=optimize))
     torch.manual_seed(0)
     fast, slow = (Net(spec.networks["F"]) for _ in range(2))
     mine = Net(spec.networks["F"])

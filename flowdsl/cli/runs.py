@@ -32,7 +32,11 @@ CheckpointOption = Annotated[
     int | None, typer.Option(help="The step of a checkpoint; the last one by default.")
 ]
 SamplerOption = Annotated[
-    str, typer.Option(help="jump, renoise, euler, heun, ddim; auto is what suits the objective.")
+    str,
+    typer.Option(help="jump, renoise, euler, heun, ddim, transition; auto is what suits best."),
+]
+InnerOption = Annotated[
+    int, typer.Option(help="Steps of an inner flow, for objectives that learn one.")
 ]
 ConditionOption = Annotated[
     list[str] | None,
@@ -149,6 +153,7 @@ def sample(
         float, typer.Option(help="Classifier-free guidance, for velocities only.")
     ] = 1.0,
     sampler: SamplerOption = "auto",
+    inner: InnerOption = 1,
     weights: WeightsOption = "ema",
     checkpoint: CheckpointOption = None,
     set_: ConditionOption = None,
@@ -167,7 +172,7 @@ def sample(
         seed=seed,
         weights=weights,
         checkpoint=checkpoint,
-        options=SampleOptions(_sampler(sampler), guidance, constants(set_)),
+        options=SampleOptions(_sampler(sampler), guidance, constants(set_), inner=inner),
     )
     typer.echo(f"wrote {sample_run(run, compile_saved, request, out=out).path}")
 
@@ -183,6 +188,7 @@ def evaluate(
         float, typer.Option(help="Classifier-free guidance, for velocities only.")
     ] = 1.0,
     sampler: SamplerOption = "auto",
+    inner: InnerOption = 1,
     weights: WeightsOption = "ema",
     checkpoint: CheckpointOption = None,
     set_: ConditionOption = None,
@@ -201,7 +207,7 @@ def evaluate(
         steps=None if steps is None else numbers(steps, "--steps"),
         count=count,
         seed=seed,
-        sampling=SampleOptions(_sampler(sampler), guidance, constants(set_)),
+        sampling=SampleOptions(_sampler(sampler), guidance, constants(set_), inner=inner),
     )
     typer.echo("sampling and measuring (first trains a small classifier of the data)", err=True)
     evaluation = evaluate_run(run, compile_saved, options, weights=weights, checkpoint=checkpoint)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flowdsl.runtime.stages import StagePlan
 
 #: Settings that all stages share, for one goes on with the networks of another.
-SHARED = ("data", "resolution", "size", "patch", "seed", "device", "precision")
+SHARED = ("data", "resolution", "size", "patch", "network", "seed", "device", "precision")
 
 
 def stage_plans(
@@ -45,8 +45,8 @@ def stage_plans(
         if part.objective.name != objective.name:
             found = pipeline.recipe(part.objective.tree)
             found.pop("stages", None)
-            own = {k: v for k, v in _dotted(found) if k not in SHARED}
-            own |= {k: v for k, v in whole.items() if k in SHARED}
+            own = {k: v for k, v in _dotted(found) if k.partition(".")[0] not in SHARED}
+            own |= {k: v for k, v in whole.items() if k.partition(".")[0] in SHARED}
         table = dict(_dotted(tables.get(part.name, {})))
         done += part.share
         until = max(taken + 1, round(done * steps))

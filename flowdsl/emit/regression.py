@@ -48,9 +48,12 @@ class Regression:
 
 
 def regression(objective: Objective) -> Regression | None:
-    """The first term that regresses a learned network on data, noise or velocity, solved."""
+    """The first term that regresses a learned network on data, noise or velocity, solved.
+
+    Networks that learn under `critic` serve the others; nothing is sampled from them.
+    """
     for term in objective.terms:
-        found = _of_term(objective, term)
+        found = None if term.group == "critic" else _of_term(objective, term)
         if found is not None:
             return found
     return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from flowdsl.emit.ends import first_path, sampling_clock
+from flowdsl.emit.inner import INNER, OUTER, TIME, Inner, inner_of
 from flowdsl.emit.regression import STATE, decided, regression
 from flowdsl.ir.algebra import slope
 from flowdsl.ir.graph import Graph, Node, Output
@@ -67,13 +68,14 @@ def samplers(objective: Objective) -> list[Sampler]:
     flow = objective.maps.get("map")
     if flow is not None and _is_jump(flow):
         found.append(_jump(objective, flow))
-    found += _velocities(objective, flow)
+    inner = inner_of(objective)
+    found += _velocities(objective, flow) if inner is None else _inner(objective, inner)
     return [*found, *_of_path(objective)]
 
 
 def predicts_velocity(objective: Objective) -> bool:
     """Whether the velocity is what a network returns, and was not solved for."""
-    solved = None if objective.maps.get("map") else regression(objective)
+    solved = None if objective.maps.get("map") or inner_of(objective) else regression(objective)
     return solved is None or solved.direct
 
 
@@ -112,14 +114,13 @@ def sampling_conditions(objective: Objective) -> dict[str, tuple[Expr, Fraction]
             if not isinstance(node, Evaluate) or objective.networks[node.network].frozen:
                 continue
             for name, value in node.conditions:
-                if name != "label" and name not in found and not _is_fixed(value):
-                    default = (
-                        _exact(objective, said[name])
-                        if name in said
-                        else _default(objective, value)
-                    )
-                    if default is not None:
-                        found[name] = (value, default)
+                is_number = objective.kind(value) in (Kind.SCALAR, Kind.TIME)
+                if not is_number or name in found or _is_fixed(value):
+                    continue
+                told = said.get(name)
+                default = _default(objective, value) if told is None else _exact(objective, told)
+                if default is not None:
+                    found[name] = (value, default)
     return found
 
 
@@ -160,15 +161,20 @@ def _made(
     state: Formal,
     times: tuple[tuple[Formal, str], ...],
     meaning: str,
+    more: tuple[Formal, ...] = (),
 ) -> Sampler | None:
-    """The sampler of a body over formals, with drawn rows undone and conditions as keywords."""
+    """The sampler of a body over formals, with drawn rows undone and conditions as keywords.
+
+    `more` are states beside the first.
+    """
     conditions = sampling_conditions(objective)
     keywords = {value: key for key, (value, _) in conditions.items()}
     body = transform(body, lambda e: Formal(keywords[e], Kind.SCALAR) if e in keywords else e)
     body = transform(decided(body, False), lambda e: e.body if isinstance(e, Stop) else e)
     if any(isinstance(node, Draw) and node.name != "noise" for node in walk(body)):
         return None
-    formals = {state.name: Node("given", (), Kind.STATE, Level.ROW, state.name)}
+    states = {state.name: "y" if more else "z", **{other.name: "z" for other in more}}
+    formals = {name: Node("given", (), Kind.STATE, Level.ROW, name) for name in states}
     for time, _ in times:
         formals[time.name] = Node("given", (), Kind.TIME, Level.ROW, time.name)
     for key in conditions:
@@ -179,9 +185,9 @@ def _made(
     return Sampler(
         name,
         graph,
-        ("z",),
+        tuple(states.values()),
         tuple(shown for _, shown in times),
-        {state.name: "z", **{time.name: shown for time, shown in times}},
+        {**states, **{time.name: shown for time, shown in times}},
         tuple((key, value) for key, (_, value) in conditions.items() if key in used),
         meaning,
     )
@@ -205,6 +211,8 @@ def _jump(objective: Objective, flow: FlowMap) -> Sampler:
 
 _VELOCITY = "The velocity dz/dt that is learnt, at a state z and time (batch,)."
 _DENOISED = "The mean of the data, given that the path is at a state z at time (batch,)."
+_INNER = "The inner flow map under the state z at `time`: where y at `start` lies at `end`."
+_OUTCOME = "The data of the path, from the end y of the inner flow and the state z at `time`."
 _PATH = "The path: the state between data and noise at a time (batch,)."
 _CLOCK = "The time at which a sampler stands, from its start (progress 0) to its end (1)."
 
@@ -228,6 +236,17 @@ def _velocities(objective: Objective, flow: FlowMap | None) -> list[Sampler]:
     if not solved.direct:
         found.append(_made(objective, "denoised", solved.data, STATE, times, _DENOISED))
     return [sampler for sampler in found if sampler is not None]
+
+
+def _inner(objective: Objective, inner: Inner) -> list[Sampler]:
+    """The inner map, and the data that its end and the outer state imply."""
+    flow = inner.flow
+    ends = [(flow.start, "start"), (flow.end, "end")]
+    times = [(t, shown) for t, shown in ends if isinstance(t, Formal)]
+    body = inner.body
+    jump = _made(objective, "inner", body, INNER, (*times, (TIME, "time")), _INNER, (OUTER,))
+    data = _made(objective, "outcome", inner.data, INNER, ((TIME, "time"),), _OUTCOME, (OUTER,))
+    return [] if jump is None or data is None else [jump, data]
 
 
 def _of_path(objective: Objective) -> list[Sampler]:

@@ -6,6 +6,7 @@ from typing import cast
 
 from flowdsl.emit.draws import uses_noise
 from flowdsl.emit.ends import ends_of
+from flowdsl.emit.inner import inner_of
 from flowdsl.emit.sampling import learns_map, predicts_velocity, sampling_conditions
 from flowdsl.ir.shares import exact, static_shares
 from flowdsl.runtime.contract import (
@@ -16,7 +17,7 @@ from flowdsl.runtime.contract import (
     ObjectiveSignature,
     PlayerSignature,
 )
-from flowdsl.spec.core import Expr, Formal, Kind
+from flowdsl.spec.core import Evaluate, Expr, Formal, Kind, walk
 from flowdsl.spec.objective import Network, Objective
 
 _KINDS = {Kind.TRUTH: "scalar"}
@@ -25,7 +26,7 @@ _KINDS = {Kind.TRUTH: "scalar"}
 def signature(objective: Objective) -> ObjectiveSignature:
     """The signature of an objective."""
     data_time, noise_time = ends_of(objective)
-    flow = objective.maps.get("map")
+    flow, inner = objective.maps.get("map"), inner_of(objective)
     noise = ("noise",) if uses_noise(objective) else ()
     return ObjectiveSignature(
         name=objective.name,
@@ -35,7 +36,8 @@ def signature(objective: Objective) -> ObjectiveSignature:
         draws=(*noise, *objective.draws),
         data_time=data_time,
         noise_time=noise_time,
-        sampler="map" if learns_map(objective) else "velocity",
+        sampler=("map" if learns_map(objective) else "velocity" if inner is None else "transition"),
+        inner=None if inner is None else (inner.start, inner.end),
         conditions=tuple(
             Condition(name, float(value))
             for name, (_, value) in sampling_conditions(objective).items()
@@ -67,7 +69,8 @@ def _network(objective: Objective, network: Network) -> NetworkSignature:
         name=network.name,
         arguments=tuple(Argument(name, _kind(kind)) for name, kind in network.arguments),
         conditions=tuple(
-            Argument(name, "label" if name == "label" else "scalar") for name in network.conditions
+            Argument(name, _condition_kind(objective, network.name, name))
+            for name in network.conditions
         ),
         heads=tuple(Argument(name, _kind(kind)) for name, kind in network.heads),
         frozen=network.frozen,
@@ -75,6 +78,17 @@ def _network(objective: Objective, network: Network) -> NetworkSignature:
         decay=None if decay is None else float(decay),
         line=line,
     )
+
+
+def _condition_kind(objective: Objective, network: str, name: str) -> ArgumentKind:
+    """What a network sees under a condition's name, as the calls of the objective show it."""
+    roots = [term.loss for term in objective.terms] + [m.body for m in objective.maps.values()]
+    for root in roots:
+        for node in walk(root):
+            if isinstance(node, Evaluate) and node.network == network:
+                kind = objective.kind(dict(node.conditions)[name])
+                return _kind(kind) if kind in (Kind.LABEL, Kind.FEATURES) else "scalar"
+    return "label" if name in ("label", "text") else "scalar"
 
 
 def _kind(kind: Kind) -> ArgumentKind:

@@ -171,7 +171,7 @@ class Lowering:
                 return add(Node("training", (), Kind.SCALAR, Level.STEP, name))
             case Draw(name, kind, level):
                 return add(Node("draw", (), kind, level, name))
-            case Given("label"):
+            case Given("label" | "text"):
                 return add(Node("given", (), Kind.LABEL, Level.ROW, "label"))
             case Given("noise"):
                 return add(Node("draw", (), Kind.STATE, Level.ROW, "noise"))

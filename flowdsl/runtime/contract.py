@@ -75,8 +75,10 @@ class PlayerSignature:
 class ObjectiveSignature:
     """One compiled objective, as the runtime sees it.
 
-    `sampler` is "map" when the objective learns jumps between two times, and "velocity" when it
-    learns a velocity, which is integrated. `data_time` and `noise_time` are the ends of the path.
+    `sampler` is "map" when the objective learns jumps between two times, "velocity" when it learns
+    a velocity, which is integrated, and "transition" when an inner flow draws what lies ahead of a
+    state; `inner` are then its times, from fresh noise to the end. `data_time` and `noise_time`
+    are the ends of the path.
     """
 
     name: str
@@ -86,7 +88,7 @@ class ObjectiveSignature:
     draws: tuple[str, ...]
     data_time: float = 0.0
     noise_time: float = 1.0
-    sampler: Literal["map", "velocity"] = "map"
+    sampler: Literal["map", "velocity", "transition"] = "map"
     conditions: tuple[Condition, ...] = ()
     constants: dict[str, float] = field(default_factory=dict)
     shares: tuple[Share, ...] = ()
@@ -99,6 +101,7 @@ class ObjectiveSignature:
     #: How a velocity is integrated unless asked otherwise: "ddim" where it was solved from a
     #: prediction of data or noise.
     integrator: Literal["euler", "ddim"] = "euler"
+    inner: tuple[float, float] | None = None
 
     def network(self, name: str) -> NetworkSignature:
         return next(n for n in self.networks if n.name == name)

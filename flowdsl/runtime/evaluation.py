@@ -150,7 +150,8 @@ def evaluate(
             options=options.sampling,
         ).cpu()
         # fresh noise on the way leads elsewhere than the flow
-        kept = None if sampler == "renoise" and steps > 1 else carried
+        drawn = sampler == "transition" or (sampler == "renoise" and steps > 1)
+        kept = None if drawn else carried
         evidence = Evidence(Batch(states, label), real, features, noise, kept)
         values, named = _measured(metrics, evidence)
         rows.append(Row(steps, steps * (2 if sampler == "heun" else 1), values))

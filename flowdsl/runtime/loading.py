@@ -102,6 +102,7 @@ def bundled_networks(loss: CompiledLoss, card: DataCard, config: TrainConfig) ->
                 classes=card.classes,
                 size=config.size,
                 patch=config.patch or card.patch,
+                parts=config.network.model_dump(),
             )
             for signature in loss.signature.networks
             if signature.average_of is None

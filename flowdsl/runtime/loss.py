@@ -43,6 +43,7 @@ _LEARNT = {
     "jump": "flow map to jump with",
     "velocity": "velocity",
     "denoised": "data or noise to denoise with",
+    "inner": "inner flow map",
 }
 
 
@@ -187,6 +188,31 @@ class Loss:
         """
         return self._sample("denoised", network, z, (time,), label, conditions)
 
+    def inner(
+        self,
+        network: Networks,
+        y: Tensor,
+        z: Tensor,
+        start: Tensor | float,
+        end: Tensor | float,
+        time: Tensor | float,
+        *,
+        label: Tensor | None = None,
+        **conditions: float | Tensor,
+    ) -> Tensor:
+        """The inner flow map under states `z` (batch, ...) at `time`: states `y` of the inner path
+        carried from `start` to `end`. Raises DiagnosticError where the objective learns none.
+        """
+        return self._sample("inner", network, y, (start, end, time), label, conditions, (z,))
+
+    def outcome(self, y: Tensor, z: Tensor, time: Tensor | float) -> Tensor:
+        """The data that the end `y` of the inner flow and the state `z` at `time` imply."""
+        function = self._functions.get("outcome")
+        if function is None:
+            raise fail("sample", f"{self.signature.name} learns no inner flow map")
+        data: Tensor = function({}, y, z, check_vector(time, z, "a time"))
+        return data
+
     def path(self, data: Tensor, noise: Tensor, time: Tensor | float) -> Tensor:
         """The state of the path between `data` and `noise` (batch, ...) at `time` ((batch,) or a
         number).
@@ -221,6 +247,7 @@ class Loss:
         times: tuple[Tensor | float, ...],
         label: Tensor | None,
         conditions: Mapping[str, float | Tensor],
+        more: tuple[Tensor, ...] = (),
     ) -> Tensor:
         function = self._functions.get(name)
         if function is None:
@@ -244,7 +271,7 @@ class Loss:
         taken = function.__code__.co_varnames[: function.__code__.co_argcount]
         used = {key: value for key, value in conditions.items() if key in taken}
         roles = callable_roles(learned, self.signature)
-        result: Tensor = function(roles, z, *vectors, label, **used)
+        result: Tensor = function(roles, z, *more, *vectors, label, **used)
         return result
 
 

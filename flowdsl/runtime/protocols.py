@@ -124,6 +124,28 @@ class HasSampler(Protocol):
         """The sampler's time at `progress` 0 to 1; None where steps are even."""
 
 
+@runtime_checkable
+class HasInner(Protocol):
+    """A loss that has learnt an inner flow, which draws what lies ahead of a state."""
+
+    def inner(
+        self,
+        network: Networks,
+        y: Tensor,
+        z: Tensor,
+        start: Tensor,
+        end: Tensor,
+        time: Tensor,
+        *,
+        label: Tensor | None = None,
+        **conditions: Tensor,
+    ) -> Tensor:
+        """The inner map under states z at `time`, from `start` to `end`, all (batch,)."""
+
+    def outcome(self, y: Tensor, z: Tensor, time: Tensor) -> Tensor:
+        """The data that the inner flow's end y and a state z at `time` imply."""
+
+
 def takes_labels(signature: ObjectiveSignature) -> bool:
     """Whether any network of the objective is shown a class label."""
     return any(

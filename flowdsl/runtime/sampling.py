@@ -21,6 +21,7 @@ from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.runtime.contract import NULL_LABEL, ObjectiveSignature
 from flowdsl.runtime.protocols import (
     CompiledLoss,
+    HasInner,
     HasPath,
     HasSampler,
     Networks,
@@ -29,7 +30,7 @@ from flowdsl.runtime.protocols import (
     time_vector,
 )
 
-Sampler = Literal["auto", "jump", "renoise", "euler", "heun", "ddim"]
+Sampler = Literal["auto", "jump", "renoise", "euler", "heun", "ddim", "transition"]
 
 #: States that go through the network together.
 CHUNK = 512
@@ -47,13 +48,16 @@ class SampleOptions:
     "ddim" for one that follows from predicted data or noise. `guidance`: scale of classifier-free
     guidance, for velocities only: a map has learned its own. `conditions`: values of the scalars
     that networks see, where they differ from the spec's. `times`: the whole grid, from the noise's
-    time to the data's, in place of a uniform one.
+    time to the data's, in place of a uniform one. "transition" is for inner flows: each step draws
+    data and noise from what lies ahead of a state, in `inner` steps of the inner flow, and goes on
+    along the path between them.
     """
 
     sampler: Sampler = "auto"
     guidance: float = 1.0
     conditions: Mapping[str, float] = field(default_factory=dict)
     times: tuple[float, ...] | None = None
+    inner: int = 1
 
 
 def sample(
@@ -195,6 +199,28 @@ class _Task:
         assert isinstance(self.loss, HasSampler)
         return self._guided(self.loss.denoised, z, time)
 
+    def ahead(self, z: Tensor, time: float) -> Tensor:
+        """Data drawn given the state, by the inner flow from fresh noise."""
+        loss = self.loss
+        assert isinstance(loss, HasInner)
+        assert loss.signature.inner is not None
+        first, last = loss.signature.inner
+        y = self.fresh(z)
+        when = time_vector(z, time)
+        steps = [first + (last - first) * k / self.options.inner
+                 for k in range(self.options.inner + 1)]  # fmt: skip
+        for start, end in pairwise(steps):
+            y = loss.inner(
+                self.networks, y, z, time_vector(z, start), time_vector(z, end), when,
+                label=self.label, **self.conditions(z),
+            )  # fmt: skip
+        return loss.outcome(y, z, when)
+
+    def fresh(self, like: Tensor) -> Tensor:
+        return torch.randn(
+            like.shape, generator=self.generator, device=like.device, dtype=like.dtype
+        )
+
     def path(self, data: Tensor, noise: Tensor, time: float) -> Tensor:
         assert isinstance(self.loss, HasPath)
         return self.loss.path(data, noise, time_vector(data, time))
@@ -213,10 +239,7 @@ class _Task:
         return unconditional + self.options.guidance * (conditional - unconditional)
 
     def renoised(self, clean: Tensor, time: float) -> Tensor:
-        noise = torch.randn(
-            clean.shape, generator=self.generator, device=clean.device, dtype=clean.dtype
-        )
-        return self.path(clean, noise, time)
+        return self.path(clean, self.fresh(clean), time)
 
 
 Rule = Callable[[_Task, Tensor, Sequence[float]], Tensor]
@@ -263,7 +286,20 @@ def _ddim(task: _Task, z: Tensor, times: Sequence[float]) -> Tensor:
     return z
 
 
+def _transition(task: _Task, z: Tensor, times: Sequence[float]) -> Tensor:
+    """With data and noise drawn together given z: the state between them at the next time."""
+    zeros, ones = torch.zeros_like(z), torch.ones_like(z)
+    for start, end in pairwise(times):
+        data = task.ahead(z, start)
+        if end == times[-1]:
+            return data
+        noise = (z - task.path(data, zeros, start)) / task.path(zeros, ones, start)
+        z = task.path(data, noise, end)
+    return z
+
+
 RULES: dict[str, Rule] = {
+    "transition": _transition,
     "jump": _jump,
     "renoise": _renoise,
     "euler": _euler,
@@ -276,8 +312,8 @@ def resolved_sampler(signature: ObjectiveSignature, sampler: Sampler) -> str:
     """The sampler that "auto" stands for with this objective."""
     if sampler != "auto":
         return sampler
-    if signature.sampler == "velocity":
-        return signature.integrator
+    if signature.sampler != "map":
+        return signature.integrator if signature.sampler == "velocity" else "transition"
     return "jump" if signature.fixed_end is None else "renoise"
 
 
@@ -293,6 +329,12 @@ def _rule(loss: CompiledLoss, options: SampleOptions) -> Rule:
             facts=(("known", ", ".join(known)),),
             hint=did_you_mean(name, known),
         )
+    if (name == "transition") != (signature.sampler == "transition"):
+        hint = "transition" if signature.sampler == "transition" else "another sampler"
+        what = "an inner flow" if signature.sampler == "transition" else "no inner flow"
+        raise fail("sample", f"{signature.name} learns {what}", hint=hint)
+    if options.inner < 1:
+        raise fail("sample", f"{options.inner} inner steps", hint="at least one")
     if name in ("jump", "renoise") and signature.sampler == "velocity":
         raise fail("sample", f"{signature.name} learns a velocity, not a map", hint="euler or heun")
     if name == "jump" and signature.fixed_end is not None:
@@ -329,7 +371,7 @@ def _rule(loss: CompiledLoss, options: SampleOptions) -> Rule:
 def _check_guidance(signature: ObjectiveSignature, guidance: float, name: str) -> None:
     if guidance == 1.0:
         return
-    if name in ("jump", "renoise"):
+    if name in ("jump", "renoise", "transition"):
         raise fail(
             "sample",
             f"guidance {guidance:g} cannot be applied to a map: it is learned with the map",

@@ -118,7 +118,10 @@ class Draw(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Given(Expr):
-    """What a caller supplies: `data` and `noise` (states), `label` (a label).
+    """What a caller supplies: `data` and `noise` (states), `label` and `text` (labels).
+
+    `text` is what data are asked for by; where data have classes only, the class stands in for it,
+    so both are the one label that a caller passes.
 
     `noise` is standard normal and is one of the `draws`; `data` and `label` are arguments of the
     loss.

@@ -47,7 +47,7 @@ def _kind(node: Expr, known: dict[Expr, Kind], networks: Mapping[str, HasHeads])
         case Draw(_, kind, _) | Formal(_, kind):
             return kind
         case Given(name):
-            return Kind.LABEL if name == "label" else Kind.STATE
+            return Kind.LABEL if name in ("label", "text") else Kind.STATE
         case Null():
             return Kind.LABEL
         case PathState() | PathVelocity():

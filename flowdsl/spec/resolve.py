@@ -41,7 +41,7 @@ from flowdsl.syntax.tree import (
     Unary,
 )
 
-GIVEN = ("data", "noise", "label")
+GIVEN = ("data", "noise", "label", "text")
 TRAINING = ("progress", "step", "steps")
 _ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "and": "and", "or": "or"}
 _COMPARE = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}

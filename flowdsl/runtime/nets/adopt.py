@@ -67,14 +67,17 @@ def _renumbered(
     weights: Mapping[str, Tensor], config: NetworkConfig, source: NetworkConfig
 ) -> State:
     """The weights under our names: times by their order, scalars by name, state heads by order."""
-    places = _pairs(source.numbers, config.numbers, source, config)
+    places = _pairs(source.embedded, config.embedded, source, config)
+    shift = source.depth - config.depth if config.features else 0  # those go on at the end
     heads = dict(enumerate(range(min(len(source.heads), len(config.heads)))))
     moved: State = {}
     for name, value in weights.items():
         group, _, rest = name.partition(".")
         number, _, part = rest.partition(".")
         table = {"numbers": places, "heads": heads}.get(group)
-        if table is None:
+        if group == "blocks" and int(number) >= shift:
+            moved[f"blocks.{int(number) - shift}.{part}"] = value
+        elif table is None:
             moved[name] = value
         elif int(number) in table:
             moved[f"{group}.{table[int(number)]}.{part}"] = value
@@ -87,7 +90,7 @@ def _pairs(
     """For places among their numbers, the places among ours."""
 
     def times(c: NetworkConfig) -> list[str]:
-        return [a.name for a in c.arguments if a.kind == "time"]
+        return [a.name for a in c.arguments if a.kind == "time" and a.name in c.embedded]
 
     pairs = {
         theirs.index(a): ours.index(b) for a, b in zip(times(source), times(config), strict=False)

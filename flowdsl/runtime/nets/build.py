@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,16 +21,18 @@ def build_network(
     classes: int | None = None,
     size: str = "nano",
     patch: int | None = None,
+    parts: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
 ) -> Network:
     """The bundled network for a network role of a spec.
 
     `shape` is (channels, height, width) of the data; `classes` the number of labels, None for
-    data without; `size` a name in `SIZES`; `patch` the side of a patch, None to choose one. The
+    data without; `size` a name in `SIZES`; `patch` the side of a patch, None to choose one;
+    `parts` settings of `NetworkConfig` that differ from the usual (`norm`, `times`, …). The
     weights come from `generator`, or from torch's own. Raises a diagnostic for an unknown size, a
     patch that doesn't fit, or a role that no bundled network can play.
     """
-    config = configure(signature, shape=shape, classes=classes, size=size, patch=patch)
+    config = configure(signature, shape=shape, classes=classes, size=size, patch=patch, parts=parts)
     return network_from_config(config, generator=generator)
 
 
@@ -35,7 +40,7 @@ def network_from_config(
     config: NetworkConfig, *, generator: torch.Generator | None = None
 ) -> Network:
     """The network of a configuration, freshly initialised."""
-    network: Network = DiT(config) if config.states else ScalarNetwork(config)
+    network: Network = DiT(config) if config.states or config.features else ScalarNetwork(config)
     initialise(network, generator)
     return network
 
@@ -63,3 +68,5 @@ def initialise(network: Network, generator: torch.Generator | None = None) -> No
             nn.init.zeros_(module.modulation.weight)
         if isinstance(module, (Head, ScalarNetwork)):
             nn.init.zeros_(module.output.weight)
+        if isinstance(module, DiT) and module.fusion is not None:
+            nn.init.zeros_(module.fusion.weight)

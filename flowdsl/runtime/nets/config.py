@@ -12,6 +12,7 @@ from flowdsl.runtime.nets.sizes import Size, check_patch, choose_patch, find_siz
 
 Norm = Literal["rms", "layer"]
 Positions = Literal["sincos", "learned"]
+Times = Literal["together", "decoupled"]
 
 _OWN = "bring your own network: any module that takes the arguments of the spec will do"
 
@@ -22,7 +23,10 @@ class NetworkConfig:
 
     `shape` is (channels, height, width) of a state; `classes` is None for data without labels;
     `own_blocks` is how many of the last blocks every head has to itself; `qk_norm` normalises
-    queries and keys. Raises a diagnostic when no bundled network is like this.
+    queries and keys. `times` "together" shows all times to all blocks, the first as it is and
+    further ones as their gap to it; "decoupled" shows the first to the encoder and the second, in
+    the same embedding, to the decoder, the last blocks (arXiv:2510.24474). Raises a
+    diagnostic when no bundled network is like this.
     """
 
     name: str
@@ -37,6 +41,7 @@ class NetworkConfig:
     norm: Norm = "rms"
     qk_norm: bool = False
     positions: Positions = "sincos"
+    times: Times = "together"
 
     def __post_init__(self) -> None:
         _check_call(self)
@@ -64,6 +69,43 @@ class NetworkConfig:
     def gaps(self) -> tuple[str, ...]:
         """The times after the first among the arguments, which are seen as gaps to it."""
         return tuple(a.name for a in self.arguments if a.kind == "time")[1:]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Inputs that another network has made: tokens (batch, tokens, width)."""
+        return tuple(a.name for a in self.inputs if a.kind == "features")
+
+    @property
+    def tail(self) -> int:
+        """How many of the last blocks belong to a network that goes on with another's features."""
+        return max(1, round(self.size.depth / 6))
+
+    @property
+    def depth(self) -> int:
+        """Blocks: a network that hands on features stops before the last ones, and a network that
+        takes them has those; together they are as deep as the size says.
+        """
+        if self.features:
+            return self.tail
+        if all(a.kind == "features" for a in self.heads):
+            return self.size.depth - self.tail
+        return self.size.depth
+
+    @property
+    def decoder(self) -> int:
+        """How many of the last blocks the second time conditions, where times are decoupled."""
+        return max(1, round(self.depth * 2 / 7)) if self.times == "decoupled" else 0
+
+    @property
+    def second_time(self) -> str | None:
+        """The time that conditions the decoder, where times are decoupled."""
+        decoder = self.times == "decoupled" and (self.states or self.features)
+        return self.gaps[0] if decoder and self.gaps else None
+
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """The numbers that have an embedding of their own."""
+        return tuple(name for name in self.numbers if name != self.second_time)
 
     @property
     def label(self) -> str | None:
@@ -106,8 +148,9 @@ def configure(
     classes: int | None = None,
     size: str = "nano",
     patch: int | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> NetworkConfig:
-    """The configuration for a network role of a spec, with the usual parts.
+    """The configuration for a network role of a spec, with the usual parts but for `parts`.
 
     Raises a diagnostic when the size is unknown, the patch doesn't divide the picture, or the role
     needs something that no bundled network has.
@@ -122,26 +165,27 @@ def configure(
         classes=classes,
         size=found,
         patch=choose_patch(found, *shape[1:]) if patch is None else patch,
+        **(parts or {}),
     )
 
 
 def _check_call(config: NetworkConfig) -> None:
     """What goes in and what comes out."""
     problem = ""
-    features = [a.name for a in config.inputs + config.heads if a.kind == "features"]
     others = [a for a in config.heads if a.kind not in ("state", "scalar", "features")]
-    if features:
-        problem = f'has features ("{features[0]}") in its call, which no bundled network knows'
-    elif others:
+    if others:
         problem = f'returns a {others[0].kind} ("{others[0].name}")'
     elif sum(a.kind == "label" for a in config.inputs) > 1:
         problem = "takes several labels"
     elif not config.inputs:
         problem = "takes no argument"
-    elif not config.states and any(a.kind == "state" for a in config.heads):
-        problem = "returns a state but sees none"
+    elif len(config.features) > 1:
+        problem = "takes the features of several networks"
+    elif not config.states and not config.features:
+        wanted = [a.kind for a in config.heads if a.kind != "scalar"]
+        problem = f"returns a {wanted[0]} but sees none" if wanted else ""
     if problem:
-        can = "from states, times, scalars and one label to states and scalars"
+        can = "from states, features, times, scalars and one label to states, features and scalars"
         facts = [("can build", can)]
         raise fail("network", f"{config.name} {problem}", facts=facts, hint=_OWN)
 
@@ -159,6 +203,8 @@ def _check_numbers(config: NetworkConfig) -> None:
         problem = f"{config.own_blocks} own blocks per head, of {size.depth} blocks in all"
     elif config.norm not in get_args(Norm):
         problem, hint = f'unknown norm "{config.norm}"', " or ".join(get_args(Norm))
+    elif config.times not in get_args(Times):
+        problem, hint = f'unknown times "{config.times}"', " or ".join(get_args(Times))
     elif config.positions not in get_args(Positions):
         problem, hint = f'unknown positions "{config.positions}"', " or ".join(get_args(Positions))
     if problem:

@@ -32,7 +32,7 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.width = width
-        self.numbers = nn.ModuleList(TimeEmbedding(width) for _ in config.numbers)
+        self.numbers = nn.ModuleList(TimeEmbedding(width) for _ in config.embedded)
         labelled = config.label is not None and config.classes is not None
         self.labels = LabelEmbedding(config.classes or 0, width) if labelled else None
         self._labels_checked = False
@@ -53,10 +53,13 @@ class Network(nn.Module):
         source = NetworkConfig.from_dict(config)
         self.load_state_dict(adopted(self.state_dict(), self.config, weights, source))
 
-    def condition(self, inputs: Inputs, like: Tensor) -> Tensor:
-        """Times, scalars and label as one vector per row, `(batch, width)`."""
+    def condition(self, inputs: Inputs, like: Tensor, first: Tensor | None = None) -> Tensor:
+        """Times, scalars and label as one vector per row, `(batch, width)`; `first` stands in for
+        the first number.
+        """
         total = torch.zeros(inputs.batch, self.width, dtype=like.dtype, device=like.device)
-        for embed, number in zip(self.numbers, inputs.numbers, strict=True):
+        numbers = inputs.numbers if first is None else (first, *inputs.numbers[1:])
+        for embed, number in zip(self.numbers, numbers, strict=True):
             total = total + embed(number)
         if inputs.label is not None:
             self._check_labels(inputs.label)
@@ -93,41 +96,68 @@ class DiT(Network):
         #: Whether the backward pass computes the insides of the blocks again, to save their memory.
         self.recompute = False
         cell = channels * patch * patch
-        self.patches = Linear(len(config.states) * cell, size.width)
+        self.patches = Linear(len(config.states) * cell, size.width) if config.states else None
+        joins = bool(config.states and config.features)
+        self.fusion = Linear(size.width, size.width) if joins else None
         positions = grid_positions(height // patch, width // patch, size.width)
         if config.positions == "learned":
             self.positions: Tensor = nn.Parameter(positions)
         else:
             self.register_buffer("positions", positions, persistent=False)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(size.depth - config.own_blocks))
-        self.heads = nn.ModuleList(
-            Head(config, cell if head.kind == "state" else 1) for head in config.heads
-        )
+        self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth - config.own_blocks))
+        self.heads = nn.ModuleList(_head(config, head.kind, cell) for head in config.heads)
 
     def forward(self, *arguments: Tensor, **conditions: Value) -> Output:
         inputs = bind(self.config, arguments, conditions)
+        like = self.positions if self.patches is None else self.patches.weight
+        condition = self.condition(inputs, like)
+        late = condition
+        if inputs.second is not None:
+            late = self.condition(inputs, like, inputs.second)
+        tokens = self._tokens(inputs)
+        inside = tokens
+        encoder, middle = len(self.blocks) - self.config.decoder, len(self.blocks) // 2
+        for number, block in enumerate(self.blocks):
+            given = condition if number < encoder else late
+            tokens = through(block, tokens, given, again=self.recompute)
+            inside = tokens if number + 1 == middle else inside
+        alone = all(head.kind == "features" for head in self.config.heads)
+        handed = tokens if alone else inside
+        outputs: list[Tensor] = []
+        for head, argument in zip(self.heads, self.config.heads, strict=True):
+            if argument.kind == "features":
+                outputs.append(handed)
+                continue
+            output = self._paste(head(tokens, late, self.recompute), argument.kind)
+            outputs.append(output.to(inputs.states[0].dtype) if inputs.states else output)
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _tokens(self, inputs: Inputs) -> Tensor:
+        """What the blocks begin with: patches at their positions, another network's features, or
+        both, where the patches join the features by a layer that is zero at first.
+        """
+        if self.patches is None:
+            assert inputs.features is not None
+            return inputs.features
         self._check_type(inputs.states[0])
-        condition = self.condition(inputs, self.patches.weight)
         # Contiguous: inductor on a CPU returns wrong gradients of a modulated norm of strided ones.
-        tokens = self.patches(self._cut(inputs.states)).contiguous() + self.positions
-        for block in self.blocks:
-            tokens = through(block, tokens, condition, again=self.recompute)
-        found = [head(tokens, condition, self.recompute) for head in self.heads]
-        outputs = tuple(
-            self._paste(output, argument.kind).to(inputs.states[0].dtype)
-            for output, argument in zip(found, self.config.heads, strict=True)
-        )
-        return outputs if len(outputs) > 1 else outputs[0]
+        tokens: Tensor = self.patches(self._cut(inputs.states)).contiguous() + self.positions
+        if self.fusion is None or inputs.features is None:
+            return tokens
+        joined: Tensor = inputs.features + self.fusion(tokens)
+        return joined
 
     def describe(self) -> str:
         size, patch = self.config.size, self.config.patch
         return (
-            f"DiT {size.name}: {size.depth} blocks of width {size.width} with {size.heads} heads, "
+            f"DiT {size.name}: {self.config.depth} blocks of width {size.width} "
+            f"with {size.heads} heads, "
             f"{self.config.tokens} tokens of {patch} x {patch} x {self.config.shape[0]}, "
             f"{self.parameter_count:,} parameters"
         )
 
     def _check_type(self, state: Tensor) -> None:
+        assert self.patches is not None
         ours = self.patches.weight.dtype
         if state.dtype != ours and not torch.is_autocast_enabled(state.device.type):
             names = [str(d).removeprefix("torch.") for d in (state.dtype, ours)]
@@ -216,6 +246,10 @@ def grid_positions(height: int, width: int, features: int) -> Tensor:
     columns = waves[1][None].expand(height, width, 2 * count)
     grid = torch.cat([rows, columns], dim=-1).reshape(height * width, features)
     return grid.to(torch.get_default_dtype())
+
+
+def _head(config: NetworkConfig, kind: ArgumentKind, cell: int) -> nn.Module:
+    return nn.Identity() if kind == "features" else Head(config, cell if kind == "state" else 1)
 
 
 def _block(config: NetworkConfig) -> Block:

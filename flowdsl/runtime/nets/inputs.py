@@ -20,12 +20,16 @@ Value = Tensor | float | None
 
 
 class Inputs(NamedTuple):
-    """Rows; states `(batch, channels, height, width)`; numbers `(batch,)`; labels `(batch,)`."""
+    """Rows; states `(batch, channels, height, width)`; numbers `(batch,)`, and the one that
+    conditions the decoder; labels `(batch,)`; features `(batch, tokens, width)` of another network.
+    """
 
     batch: int
     states: tuple[Tensor, ...]
     numbers: tuple[Tensor, ...]
     label: Tensor | None
+    second: Tensor | None = None
+    features: Tensor | None = None
 
 
 def bind(
@@ -39,13 +43,16 @@ def bind(
     given = _named(config, arguments, conditions)
     states = tuple(_state(config, name, given[name]) for name in config.states)
     batch, device = _rows(config, (*states, *given.values()))
+    features = next((_features(config, n, given[n]) for n in config.features), None)
     numbers = {n: _number(config, n, given[n], batch, device) for n in config.numbers}
+    second = None if config.second_time is None else numbers.pop(config.second_time)
     if config.first_time is not None:
         first = numbers[config.first_time]
-        for name in config.gaps:  # (t, t - r), as in MeanFlow, AlphaFlow, TVM and shortcut models
+        # (t, t - r), as in MeanFlow, AlphaFlow, TVM and shortcut models
+        for name in (gap for gap in config.gaps if gap in numbers):
             numbers[name] = first - numbers[name]
     label = None if config.label is None else _label(config, given[config.label], batch)
-    return Inputs(batch, states, tuple(numbers.values()), label)
+    return Inputs(batch, states, tuple(numbers.values()), label, second, features)
 
 
 def check_labels(config: NetworkConfig, label: Tensor) -> None:
@@ -90,6 +97,14 @@ def _state(config: NetworkConfig, name: str, value: Value) -> Tensor:
     channels, height, width = config.shape
     wanted = f"(batch, {channels}, {height}, {width})"
     raise _wrong(config, f'needs "{name}" in the shape {wanted}, not {_found(value)}')
+
+
+def _features(config: NetworkConfig, name: str, value: Value) -> Tensor:
+    count, width = config.tokens, config.size.width
+    if isinstance(value, Tensor) and value.ndim == 3 and tuple(value.shape[1:]) == (count, width):
+        return value
+    wanted = f"tokens (batch, {count}, {width})"
+    raise _wrong(config, f'needs "{name}" as {wanted}, not {_found(value)}')
 
 
 def _rows(config: NetworkConfig, values: Sequence[Value]) -> tuple[int, torch.device]:

@@ -37,6 +37,19 @@ class OptimizerConfig(BaseModel):
     clip: Annotated[float, Field(gt=0, description="largest norm of the whole gradient")] = 10.0
 
 
+class NetworkParts(BaseModel):
+    """Parts of the bundled networks that a recipe may choose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    norm: Annotated[Literal["rms", "layer"], Field(description="normalisation of tokens")] = "rms"
+    qk_norm: Annotated[bool, Field(description="normalise queries and keys")] = False
+    times: Annotated[
+        Literal["together", "decoupled"],
+        Field(description="all times to all blocks, or the second to the decoder's blocks only"),
+    ] = "together"
+
+
 class TrainConfig(BaseModel):
     """Everything about a run that is not in the spec."""
 
@@ -67,6 +80,7 @@ class TrainConfig(BaseModel):
         bool,
         Field(description="compute blocks again in the backward pass: less memory, more time"),
     ] = False
+    network: NetworkParts = NetworkParts()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Annotated[
         tuple[Decay, ...],
