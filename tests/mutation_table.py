@@ -101,7 +101,7 @@ def neutral(spec: str, objective: Objective, report: Report) -> tuple[str, str]:
     if same(base(spec), objective):
         return "same", "the very same objective"
     drawn = "" if base(spec).draws == objective.draws else "; rows and times are drawn otherwise"
-    equal, how = _beside(base(spec), objective)
+    equal, how = beside(base(spec), objective)
     if equal:
         return "equal", how + drawn
     told = {
@@ -111,7 +111,7 @@ def neutral(spec: str, objective: Objective, report: Report) -> tuple[str, str]:
     return "another", "; ".join(sorted(told)) + f" -- {how}{drawn}"
 
 
-def _beside(one: Objective, other: Objective) -> tuple[bool, str]:
+def beside(one: Objective, other: Objective) -> tuple[bool, str]:
     """Do two objectives have the same gradient for every network, on the rows of both?"""
     try:
         for first, second in ((one, other), (other, one)):

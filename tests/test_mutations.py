@@ -1,0 +1,82 @@
+"""One slip in a spec must not pass: a sample of the mutants of every spec, the same each time.
+
+All of them are judged by `python -m tests.mutation_table`, and by this file with
+FLOWDSL_ALL_MUTANTS=1 in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from flowdsl.syntax.format import format_tree
+from tests.mutation_table import judged
+from tests.mutations import Mutant, base_tree, mutants, specs
+
+EVERY = bool(os.environ.get("FLOWDSL_ALL_MUTANTS"))
+SAMPLE = 4  #: mutants of each spec, spread over its lines and kinds of change
+
+#: Mutants that are not decided, and the limit that is why.
+UNDECIDED = {
+    "the guidance has no fixed point at these values of the constants":
+        "a network that is guided by all of itself has no truth to be compared with",
+    "how the loss depends on the error is not known":
+        "a logarithm under a root is no rational function of the error",
+    "what stands in the place of the noise has another law":
+        "the mean given the state is then not that of the path's noise",
+    "may have a mean": "a noise with a mean moves the state in a way that is not followed",
+}  # fmt: skip
+
+
+def sample(spec: str) -> list[Mutant]:
+    found = mutants(spec)
+    if EVERY or len(found) <= SAMPLE:
+        return found
+    step = len(found) / SAMPLE
+    return [found[int(k * step + step / 2)] for k in range(SAMPLE)]
+
+
+@pytest.mark.parametrize("spec", specs())
+def test_mutants_are_killed_or_equivalent(spec: str) -> None:
+    for mutant in sample(spec):
+        fate, _, _ = judged(mutant)
+        if fate.kind == "undecided":
+            assert any(reason in fate.reason for reason in UNDECIDED), mutant.name
+        assert fate.reason, mutant.name
+        assert fate.kind in ("unreadable", "killed", "undecided") or fate.accepted, mutant.name
+
+
+WRONG = [
+    ("meanflow", "stop(guided + (t - r) * d/dt[u(z, t, r)])", "identity"),
+    ("meanflow", "-> match u(z, r, t) to stop(guided - (t - r) * d/dt[u(z, t, r)])", "identity"),
+    ("meanflow", "to stop(guided - (t - r) * d/dt[u(z, t, r) along none])", "identity"),
+    ("meanflow", "z - t * u(z, t, r)", "boundary"),
+    ("shortcut", "velocity on diagonal  ->  (left out)", "anchored"),
+    ("tvm", "on t > s  ->  match d/ds[map(z, t, s)] to stop(w * F", ""),
+    ("tvm", "stop(w * slow(map(z, s, s), t, s)) on t > s", "identity"),
+    ("tvm", "-> match w * F(z(q), q, q) to 2 * (w * velocity", "identity"),
+]
+
+
+@pytest.mark.parametrize(("spec", "change", "by"), WRONG)
+def test_slips_of_each_kind_are_killed_by_the_check_that_is_about_them(
+    spec: str, change: str, by: str
+) -> None:
+    found = [m for m in mutants(spec) if change.removeprefix("-> ") in m.change]
+    assert found, [m.change for m in mutants(spec)]
+    fates = [judged(m)[0] for m in found]
+    if by:
+        assert {f.kind for f in fates} == {"killed"}
+        assert by in {f.by for f in fates}
+    else:
+        assert all(f.accepted for f in fates)  # live weights under stop, in place of their average
+
+
+@pytest.mark.parametrize("spec", specs())
+def test_mutants_differ_from_their_spec_and_from_each_other(spec: str) -> None:
+    found = mutants(spec)
+    texts = {m.text for m in found}
+    assert len(texts) == len(found) > 20
+    assert format_tree(base_tree(spec)) not in texts
+    assert len({m.operator for m in found}) >= 8
