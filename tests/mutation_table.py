@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from flowdsl.checks import Report, Verdict, check
-from flowdsl.checks.certificate import CertificateReport, expected
+from flowdsl.checks.certificate import agreement
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import compiled, load, load_text
@@ -29,7 +29,8 @@ from flowdsl.spec.objective import Claim, Objective
 from flowdsl.syntax.format import format_tree
 from tests.mutations import Mutant, base_tree, mutants, specs
 
-ROWS, BATCHES = 512, 16  #: of a measurement of a mutant
+#: What a measurement can say, the worst first.
+AGREEMENTS = ("disagrees", "too small to see", "agrees", "measured alone", "not measured")
 ACCEPTED = ("same", "equal", "another", "as biased")
 
 
@@ -46,7 +47,7 @@ class Fate:
     kind: str
     by: str = ""
     reason: str = ""
-    measured: str = ""  # agrees | too small | disagrees | not measured, or nothing
+    measured: str = ""  # one of AGREEMENTS, or nothing
     detail: str = ""
     seconds: float = 0.0
 
@@ -140,23 +141,19 @@ def same(one: Objective, other: Objective) -> bool:
 
 
 def measured(fate: Fate, objective: Objective, report: Report) -> Fate:
-    """The fate with a measurement: does it contradict the proof of any term?"""
+    """The fate with a measurement: how the compiled loss's mean gradient stands to the proof.
+
+    The worst of the terms counts; "too small to see" is told apart from agreement.
+    """
     from flowdsl.certify import certify
 
-    certificate = certify(objective, compiled, rows=ROWS, batches=BATCHES)
+    certificate = certify(objective, compiled)
     joined = report.with_certificate(certificate)
     wrong = [v for v in joined.of("certificate") if v.status == "disagreement"]
     if wrong:
         return replace(fate, measured="disagrees", detail=wrong[0].message)
-    return replace(fate, measured=_agreement(report, certificate))
-
-
-def _agreement(report: Report, certificate: CertificateReport) -> str:
-    seen = [t for t in certificate.terms if t.outcome in ("zero", "decays", "nonzero")]
-    known = [(t.outcome, expected(report, t.term)) for t in seen]
-    if ("zero", "nonzero") in known:
-        return "too small"  # to be seen
-    return "agrees" if any(e != "unknown" for _, e in known) else "not measured"
+    said = {agreement(report, term) for term in certificate.terms}
+    return replace(fate, measured=next((a for a in AGREEMENTS if a in said), "not measured"))
 
 
 def run(mutant: Mutant, certify: bool) -> Fate:
@@ -170,7 +167,7 @@ def run(mutant: Mutant, certify: bool) -> Fate:
 def table(fates: Iterable[Fate]) -> str:
     """Counts per spec: what became of its mutants, and what measurements say to that."""
     kinds = ("unreadable", "killed", "undecided", *ACCEPTED)
-    told = ("agrees", "too small", "not measured", "disagrees")
+    told = AGREEMENTS
     rows = [("spec", "mutants", *kinds, *told, "killed by")]
     by_spec: dict[str, list[Fate]] = {}
     for fate in fates:

@@ -34,7 +34,7 @@ def failing(report: Report) -> list[str]:
     return [f"{v.check} {v.shown}: {v.reason}" for v in report.verdicts if not v.ok]
 
 
-@settings(FIXED, max_examples=70)
+@settings(FIXED, max_examples=50)
 @given(right_specs())
 def test_right_objectives_are_accepted(text: str) -> None:
     assert not failing(check(load_text(text))), text
@@ -46,7 +46,7 @@ def slips(text: str) -> list[Mutant]:
     return [m for m in mutants_of("random", tree) if m.section == "target"]
 
 
-@settings(FIXED, max_examples=40)
+@settings(FIXED, max_examples=20)
 @given(right_specs(), st.integers(0, 10**6))
 def test_a_slip_in_a_target_written_out_does_not_pass(spec: str, which: int) -> None:
     text = written_out(spec)
@@ -75,7 +75,7 @@ def is_equivalent(right: Objective, wrong: Objective, report: Report) -> bool:
     return all(v.message == exact for v in report.of("unbiased") if v.term == "target")
 
 
-@settings(FIXED, max_examples=8)
+@settings(FIXED, max_examples=6)
 @given(right_specs())
 def test_their_losses_compute_what_the_graph_says(spec: str) -> None:
     objective = load_text(spec)
@@ -87,7 +87,7 @@ def test_their_losses_compute_what_the_graph_says(spec: str) -> None:
     assert error(outcome(terms, value, nets), expected) < 1e-10
 
 
-@settings(FIXED, max_examples=5)
+@settings(FIXED, max_examples=3)
 @given(right_specs())
 def test_their_losses_are_stationary_at_the_truth(spec: str) -> None:
     objective = load_text(spec)
