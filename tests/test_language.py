@@ -35,7 +35,7 @@ from flowdsl.syntax.tree import (
 )
 
 HERE = Path(__file__).parent
-GOOD = sorted((HERE / "good").glob("*.flow"))
+GOOD = [p for p in sorted((HERE / "good").glob("*.flow")) if p.stem not in pipeline.shipped_names()]
 BAD = sorted((HERE / "bad").glob("*.flow"))
 SHIPPED = [pipeline.shipped_folder() / f"{name}.flow" for name in pipeline.shipped_names()]
 

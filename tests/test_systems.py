@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 import flowdsl
+from flowdsl.checks import Report
+from flowdsl.cli import family, methods
 from tests.compiler_support import batch, networks, outcome
 from tests.reference import diffusion
 from tests.reference.catalogue import REFERENCES
 
 WITH_TERMS = [name for name in flowdsl.shipped() if flowdsl.load(name).typed.terms]
 SHAPE, ROWS, STEPS = (2, 3, 3), 24, 100
+PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 
 
 def test_every_system_has_a_reference() -> None:
@@ -73,13 +78,67 @@ def test_compiled_equals_published(name: str, shipped: bool) -> None:
 BIASED = {"trajectory_flow_matching": {"identity", "unbiased"}}
 
 
+@cache
+def report_of(name: str) -> Report:
+    return flowdsl.load(name).check()
+
+
 @pytest.mark.parametrize("name", flowdsl.shipped())
 def test_verdicts(name: str) -> None:
     """Every check passes, or fails for the reason that the spec itself names."""
-    report = flowdsl.load(name).check()
+    report = report_of(name)
     failed = {v.check for v in report.verdicts if not v.ok}
     assert failed == BIASED.get(name, set()), report.render()
     assert all(v.status != "undecided" for v in report.verdicts)
+
+
+def test_the_page_of_methods_is_current(accept: bool) -> None:
+    compare = methods.page(lambda objective: report_of(objective.name))
+    if accept:
+        PAGE.write_text(compare)
+    assert compare == PAGE.read_text(), "run: flowdsl methods -o docs/methods.md"
+
+
+def test_the_list_is_a_family_and_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    members = dict(family.family())
+    assert list(members) != sorted(members)
+    assert set(members) == set(flowdsl.shipped())
+    assert (members["meanflow"], members["alphaflow"], members["alphaflow_xl"]) == (0, 1, 2)
+    first = family.row("trajectory_flow_matching", 2)
+    assert (first.verdict, first.differentiates, first.lines) == ("biased", "t", 3)
+    assert first.identity == "tangent"
+    (kept,) = tmp_path.rglob("*.json")
+    monkeypatch.setattr(family, "describe", None)  # nothing is asked again
+    assert family.row("trajectory_flow_matching", 1) == replace(first, depth=1)
+    kept.write_text("{")
+    with pytest.raises(TypeError):
+        family.row("trajectory_flow_matching", 2)
+
+
+@pytest.mark.parametrize(
+    ("bound", "status"),
+    [
+        ("s = t - part * (t - r)", "proved"),
+        ("s = (1 - part) * t + part * r", "proved"),
+        ("s = t - 1.5 * part * (t - r)", "refuted"),
+        ("s = min(t, part)", "proved"),
+        ("s = max(r, min(t, part))", "proved"),
+        ("s = min(t, part) - r", "refuted"),
+        ("s = max(t, part + r)", "refuted"),
+        ("s = part * part * t", "undecided"),
+    ],
+)
+def test_times_between_others(bound: str, status: str) -> None:
+    """Draws that multiply others, and the smaller of two draws, stay in the path or do not."""
+    found = flowdsl.loads(
+        "objective x extends meanflow\nrows\nconditions\n"
+        f"times t, r ~ sorted(uniform(0, 1)); part ~ uniform(0, 1); {bound}\n"
+        "guidance\ndifferentiate t along velocity\ntarget match u(z, s, s) to velocity(z(s))"
+    ).check(only=["times"])
+    assert {v.status for v in found.verdicts} == {status}, found.render()
 
 
 def test_ddpm_schedule_is_within_what_its_spec_says() -> None:

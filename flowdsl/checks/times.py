@@ -17,6 +17,7 @@ from flowdsl.proof.numbers import path_weights
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import (
     Apply,
+    Draw,
     Evaluate,
     Expr,
     Formal,
@@ -26,6 +27,7 @@ from flowdsl.spec.core import (
     PathVelocity,
     children,
     replace_formals,
+    transform,
     walk,
 )
 from flowdsl.spec.kinds import level_of
@@ -114,8 +116,30 @@ def _inside(low: Fraction, high: Fraction | None) -> list[tuple[str, Affine]]:
 def _follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
     """Is the claim about τ = expr true on every row? None where that is not known.
 
-    Curricula enter linearly or not at all: then their extreme values decide.
+    Of `min` and `max` each side is taken where it is the value. Curricula, and draws that multiply
+    others, enter linearly or not at all: then their extreme values decide.
     """
+    choice = next((n for n in walk(expr) if isinstance(n, Apply) and n.op in _CHOICES
+                   and level_of(n) is Level.ROW), None)  # fmt: skip
+    if choice is None:
+        return _linearly(analysis, bounds, expr, claim)
+    verdicts = set()
+    for k, condition in enumerate(_CHOICES[choice.op]):
+        known = analysis.domain.comparison(Apply(condition, choice.args), True)
+        side = _replaced(expr, choice, choice.args[k])
+        verdicts.add(_follows(analysis, [*bounds, *known], side, claim))
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _replaced(expr: Expr, old: Expr, new: Expr) -> Expr:
+    return transform(expr, lambda node: new if node == old else node)
+
+
+#: When the value of min and max is their first, and their second argument.
+_CHOICES = {"min": ("le", "ge"), "max": ("ge", "le")}
+
+
+def _linearly(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
     forms = _forms(analysis, expr)
     if forms is None:
         return None
@@ -134,11 +158,8 @@ def _follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine)
 
 
 def _forms(analysis: Analysis, expr: Expr) -> list[Affine] | None:
-    """The time as affine functions of the draws, one per corner of the curricula in it."""
+    """The time as affine functions of the draws, one per corner of what multiplies them."""
     steps = steps_in(expr)
-    if not steps:
-        form = analysis.domain.affine(expr, {})
-        return None if form is None else [form]
     try:
         ranges = [analysis.curricula.profile(s) for s in steps]
     except Undecided:
@@ -147,6 +168,13 @@ def _forms(analysis: Analysis, expr: Expr) -> list[Affine] | None:
         (Fraction(p.low).limit_denominator(1000), Fraction(p.high).limit_denominator(1000))
         for p in ranges
     ]
+    at = {s: low for s, (low, _) in zip(steps, limits, strict=True)}
+    for factor, limit in _factors(analysis, expr, at):
+        steps.append(factor)
+        limits.append(limit)
+    if not steps:
+        form = analysis.domain.affine(expr, {})
+        return None if form is None else [form]
     corners = []
     for corner in product(*limits):
         form = analysis.domain.affine(expr, dict(zip(steps, corner, strict=True)))
@@ -161,7 +189,8 @@ def _is_affine_in(
 ) -> bool:
     """Three more points on each edge: a polynomial of low degree cannot agree by accident."""
     for k, step in enumerate(steps):
-        at = {s: low for s, (low, _) in zip(steps, limits, strict=True)}
+        inside = Fraction(5, 13)  # the others anywhere between, where nothing vanishes by accident
+        at = {s: low + inside * (high - low) for s, (low, high) in zip(steps, limits, strict=True)}
 
         def form(value: Fraction, step: Expr = step, at: dict[Expr, Fraction] = at) -> Affine:
             found = analysis.domain.affine(expr, {**at, step: value})
@@ -174,6 +203,20 @@ def _is_affine_in(
             if form(low + share * (high - low)) != mixed:
                 return False
     return True
+
+
+def _factors(
+    analysis: Analysis, expr: Expr, at: dict[Expr, Fraction]
+) -> list[tuple[Expr, tuple[Fraction, Fraction]]]:
+    """The one draw that multiplies others in a time, with its range, if there is one."""
+    if analysis.domain.affine(expr, at) is not None:
+        return []
+    for node in dict.fromkeys(walk(expr)):
+        if isinstance(node, Draw):
+            limit = analysis.domain.fixed_range(node)
+            if limit is not None and analysis.domain.affine(expr, {**at, node: limit[0]}):
+                return [(node, limit)]
+    return []
 
 
 def steps_in(expr: Expr) -> list[Expr]:

@@ -1,91 +1,52 @@
-"""`list`: the shipped objectives on one page."""
+"""`list`: the shipped objectives on one page, a family below its ancestor."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-import flowdsl
 from flowdsl.cli.common import wide_console
-from flowdsl.passes.program import Program
-
-
-@dataclass(frozen=True)
-class Row:
-    """One shipped objective."""
-
-    name: str
-    extends: str
-    title: str
-    arxiv: str
-    networks: tuple[str, ...]
-    differentiates: str
-    cost: tuple[float, ...]  # of a training step, in forward passes, for each phase of training
-    plain_cost: float  # the same before any optimisation
-    depth: int
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+from flowdsl.cli.family import Row, family, row
 
 
 def rows() -> list[Row]:
-    """Each objective after the one it extends."""
-    found = {name: flowdsl.load(name) for name in flowdsl.shipped()}
-    below: dict[str | None, list[str]] = {}
-    for name, objective in found.items():
-        base = objective.tree.extends
-        below.setdefault(base if base in found else None, []).append(name)
-    out: list[Row] = []
-
-    def visit(name: str, depth: int) -> None:
-        out.append(_row(found[name], depth))
-        for child in below.get(name, []):
-            visit(child, depth + 1)
-
-    for name in below.get(None, []):
-        visit(name, 0)
-    return out
-
-
-def _row(objective: flowdsl.Objective, depth: int) -> Row:
-    typed = objective.typed
-    return Row(
-        name=typed.name,
-        extends=typed.extends or "",
-        title=typed.title,
-        arxiv=typed.arxiv,
-        networks=tuple(typed.networks),
-        differentiates=typed.moving.time if typed.moving else "",
-        cost=_costs(objective.graph()),
-        plain_cost=max(_costs(objective.graph(optimize=False))),
-        depth=depth,
+    """Each objective after the one it extends; progress is shown on a terminal."""
+    members = list(family())
+    errors = Console(stderr=True)
+    shown = track(
+        members,
+        description="checking",
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
     )
-
-
-def _costs(program: Program) -> tuple[float, ...]:
-    """The cost of each phase, after the last pass."""
-    if len(program.phases) == 1:
-        return (program.steps[-1].cost,)
-    last = {step.phase: step.cost for step in program.steps}
-    return tuple(last[phase.name] for phase in program.phases)
+    return [row(name, depth) for name, depth in shown]
 
 
 def table(found: list[Row]) -> None:
-    """Print the rows, a family below its ancestor."""
+    """Print the rows."""
     shown = Table(box=None, pad_edge=False)
-    for column in ("objective", "paper", "networks", "d/d", "step", "unoptimised", "title"):
-        shown.add_column(column, no_wrap=column not in ("title", "networks"), overflow="fold")
-    for row in found:
-        branch = "  " * (row.depth - 1) + "└ " if row.depth else ""
+    columns = ("objective", "paper", "lines", "networks", "d/d", "step", "unoptimised",
+               "identity", "verdict", "title")  # fmt: skip
+    for column in columns:
+        right = "right" if column in ("lines", "unoptimised") else "left"
+        folded = column in ("title", "networks", "identity")
+        shown.add_column(column, justify=right, no_wrap=not folded, overflow="fold")  # type: ignore[arg-type]
+    for one in found:
+        branch = "  " * (one.depth - 1) + "└ " if one.depth else ""
+        costs = list(dict.fromkeys(f"{cost:.2f}" for cost in one.cost))
         shown.add_row(
-            f"[bold]{branch}{row.name}[/bold]",
-            row.arxiv,
-            ", ".join(row.networks),
-            row.differentiates,
-            f"{' / '.join(f'{cost:.2f}' for cost in row.cost)} F",
-            f"{row.plain_cost:.2f} F",
-            row.title,
+            f"[bold]{branch}{one.name}[/bold]",
+            one.arxiv,
+            str(one.lines),
+            ", ".join(one.networks),
+            one.differentiates,
+            f"{' / '.join(costs)} F" if costs else "stages",
+            f"{one.plain_cost:.2f} F" if costs else "",
+            one.identity,
+            one.verdict,
+            one.title,
         )
     console = wide_console()
     console.print(shown)

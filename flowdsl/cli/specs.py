@@ -143,18 +143,31 @@ def compile_(
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """List the shipped objectives: family, paper, networks, differentiated time, cost.
+    """List the shipped objectives: family, paper, lines, networks, differentiated time, cost of a
+    step, identity, verdict.
 
     Example: flowdsl list
     """
-    from flowdsl.cli.listing import Row, rows, table
+    from flowdsl.cli.listing import rows, table
 
-    found: list[Row] = rows()
+    found = rows()
     if as_json:
         json.dump([row.as_dict() for row in found], sys.stdout, indent=2, ensure_ascii=False)
         typer.echo()
     else:
         table(found)
+
+
+def methods(
+    out: OutOption = None,
+) -> None:
+    """Write the page about every shipped objective: spec, derivation, cost and verdicts.
+
+    Example: flowdsl methods -o docs/methods.md
+    """
+    from flowdsl.cli.methods import page
+
+    write(page(), out)
 
 
 def print_errors(error: DiagnosticError) -> None:
@@ -168,3 +181,4 @@ def add_to(app: typer.Typer) -> None:
     app.command("compile")(compile_)
     app.command("compare")(compare)
     app.command("list")(list_)
+    app.command("methods")(methods)

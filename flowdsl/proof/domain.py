@@ -48,15 +48,15 @@ class Domain:
     def affine(self, expr: Expr, steps: Mapping[Expr, Fraction] | None = None) -> Affine | None:
         """The expression as an affine function of draws, or None.
 
-        Curricula take the values given in `steps`; without one they are variables of their own.
+        Curricula, and draws, take the values given in `steps`; without it, curricula are variables
+        of their own.
         """
+        if steps is not None and expr in steps:
+            return Affine.number(steps[expr])
         if level_of(expr) is Level.CONSTANT:
             return self._constant(expr)
-        if level_of(expr) is Level.STEP:
-            if steps is not None and expr in steps:
-                return Affine.number(steps[expr])
-            if steps is None:
-                return Affine.variable(self._step_name(expr))
+        if level_of(expr) is Level.STEP and steps is None:
+            return Affine.variable(self._step_name(expr))
         match expr:
             case Draw(name, kind, _) if kind in (Kind.TIME, Kind.SCALAR):
                 return Affine.variable(name)
@@ -201,6 +201,18 @@ class Domain:
             return [Bound(left - right, False), Bound(right - left, False)]
         ahead = left - right if op in ("gt", "ge") else right - left
         return [Bound(ahead, True)]
+
+    def fixed_range(self, draw: Draw) -> tuple[Fraction, Fraction] | None:
+        """The ends between which a draw falls on every row by itself, if they are numbers."""
+        declaration = self.objective.draws.get(draw.name)
+        if declaration is None or [len(line.names) for line in declaration.lines] != [1]:
+            return None
+        low, high = self.support(declaration.lines[0].law)
+        return (_exact(low), _exact(high)) if math.isfinite(high - low) else None
+
+    def comparison(self, condition: Expr, value: bool) -> list[Bound]:
+        """What a comparison of draws says, where it is linear in them."""
+        return self._fact(condition, value)
 
     # questions
 

@@ -9,12 +9,17 @@ from torch import Tensor
 
 from tests.reference import (
     alphaflow,
+    consistency,
+    decoupled,
     diffusion,
+    distillation,
     flow_matching,
+    imf,
     meanflow,
     self_distillation,
     shortcut,
     trajectory_flow_matching,
+    trigonometric,
     tvm,
     uaimf,
 )
@@ -45,6 +50,19 @@ REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
     "eulerian_self_distillation": (self_distillation.eulerian, {}),
     "progressive_self_distillation": (self_distillation.progressive, {}),
     "progressive_self_distillation_midpoint": (self_distillation.progressive, {}),
+    "imf": (imf.loss, {}),
+    "decoupled_meanflow": (decoupled.loss, {"k": 0.4, "lo": 0.2}),
+    "decoupled_meanflow_released": (decoupled.released, {"k": 0.9, "hi": 0.5}),
+    "split_meanflow": (distillation.split, {"scale": 1.5}),
+    "flow_map_lagrangian_distillation": (distillation.matching_lagrangian, {}),
+    "flow_map_eulerian_distillation": (distillation.matching_eulerian, {}),
+    "align_your_flow": (distillation.align, {"cap": 0.6, "warmup": 80.0, "scale": 2.7}),
+    "align_your_flow_lagrangian": (partial(distillation.align, lagrangian=True), {}),
+    "free_flow": (distillation.without_data, {"gamma": 1.5, "strength": 0.4}),
+    "trigonometric_flow": (trigonometric.flow, {"sd": 0.8}),
+    "scm": (trigonometric.consistency, {"sd": 0.8, "warmup": 60.0}),
+    "scm_distillation": (trigonometric.consistency, {"sd": 0.7, "warmup": 50.0}),
+    "continuous_consistency_training": (consistency.continuous, {"sd": 0.7}),
 }
 
 

@@ -1,5 +1,5 @@
 """Noise prediction: DDPM (arXiv:2006.11239, L_simple), the variance-preserving SDE
-(arXiv:2011.13456), and EDM's preconditioned denoiser (arXiv:2206.00364).
+(arXiv:2011.13456).
 
 DDPM's log of abar_k = (1 - beta_1) … (1 - beta_k) is summed up step by step here, by the two terms
 -beta - beta^2 / 2 of each logarithm, which the spec has in closed form.
@@ -62,27 +62,3 @@ def _noise_prediction(
     z = pad(product.sqrt(), data) * data + pad((1 - product).sqrt(), data) * noise
     value = mean_squares(networks["epsilon"](z, draws["t"]) - noise).mean()
     return value, {"target": value.detach()}
-
-
-def denoiser(
-    networks: dict[str, nn.Module],
-    data: Tensor,
-    draws: dict[str, Tensor],
-    label: Tensor | None,
-    progress: float = 0.0,
-    *,
-    sd: float = 0.5,
-) -> Result:
-    """EDM: D = c_skip z + c_out F(c_in z, ln(t) / 4), weighted by 1 / c_out^2."""
-    del label, progress
-    t = draws["t"]
-    z = data + pad(t, data) * draws["noise"]
-    value = (mean_squares(denoised(networks["F"], z, t, sd) - data) * (1 / t**2 + 1 / sd**2)).mean()
-    return value, {"target": value.detach()}
-
-
-def denoised(F: nn.Module, z: Tensor, t: Tensor, sd: float) -> Tensor:
-    """EDM's denoiser from its network."""
-    scale = (t**2 + sd**2).sqrt()
-    skip, out = (sd / scale) ** 2, sd * t / scale
-    return pad(skip, z) * z + pad(out, z) * F(z / pad(scale, z), t.log() / 4)

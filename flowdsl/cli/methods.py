@@ -1,0 +1,95 @@
+"""`methods`: one page about every shipped objective, written from the specs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flowdsl
+from flowdsl import pipeline
+from flowdsl.checks import Report
+from flowdsl.cli.family import Row, describe, family
+from flowdsl.diagnostics import DiagnosticError
+
+_HEAD = """# Methods
+
+Every shipped objective: what is derived from its map, the spec, what a training step costs, and
+what the checker says. Written by `flowdsl methods -o docs/methods.md`; a test holds it current.
+F is one forward pass of the network over the batch; a step of plain flow matching costs 3 F.
+
+"""
+_LONGEST = 160  #: characters of a reason; `flowdsl check` prints all of it
+
+
+def page(check: Callable[[flowdsl.Objective], Report] = flowdsl.Objective.check) -> str:
+    """The page, in Markdown; `check` gives an objective's report."""
+    overview, sections = [], []
+    for name, depth in family():
+        objective = flowdsl.load(name)
+        report = check(objective)
+        told = describe(objective, report, depth)
+        overview.append(_line(told))
+        sections.append(section(objective, report, told))
+    columns = "| objective | paper | lines | networks | d/d | step | identity | verdict |\n"
+    return (
+        _HEAD
+        + columns
+        + "|---|---|---|---|---|---|---|---|\n"
+        + "".join(overview)
+        + "".join(sections)
+    )
+
+
+def _line(told: Row) -> str:
+    branch = "· " * told.depth
+    cells = (
+        f"{branch}[{told.name}](#{told.name})",
+        _paper(told),
+        str(told.lines),
+        ", ".join(told.networks),
+        told.differentiates,
+        _cost(told),
+        told.identity,
+        told.verdict,
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _paper(told: Row) -> str:
+    return f"[{told.arxiv}](https://arxiv.org/abs/{told.arxiv})" if told.arxiv else ""
+
+
+def _cost(told: Row) -> str:
+    return (
+        " / ".join(dict.fromkeys(f"{cost:.2f}" for cost in told.cost)) + " F" if told.cost else ""
+    )
+
+
+def section(objective: flowdsl.Objective, report: Report, told: Row) -> str:
+    """Title, spec, derivation, cost and verdicts of one objective."""
+    base = f", extends [{told.extends}](#{told.extends})" if told.extends else ""
+    parts = [f"\n## {told.name}\n\n{told.title} ({_paper(told)}){base}.\n"]
+    parts.append(f"\n```\n{objective.tree.source.text.strip()}\n```\n")
+    derivation = _derivation(objective)
+    if derivation:
+        parts.append(f"\nDerived from the map:\n\n```\n{derivation}\n```\n")
+    if told.cost:
+        parts.append(f"\nA step costs {_cost(told)}, as written {told.plain_cost:.2f} F.\n")
+    parts.append("\n| check | term | rows | verdict | reason |\n|---|---|---|---|---|\n")
+    for verdict in report.verdicts:
+        if verdict.status != "not applicable":
+            reason = verdict.reason
+            if len(reason) > _LONGEST:
+                reason = reason[:_LONGEST].rsplit(" ", 1)[0] + " …"
+            cells = (verdict.check, verdict.term, verdict.case, verdict.shown, reason)
+            parts.append(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |\n")
+    return "".join(parts)
+
+
+def _derivation(objective: flowdsl.Objective) -> str:
+    """The steps by which the target follows; empty where nothing is derived."""
+    if objective.typed.moving is None or not objective.typed.maps:
+        return ""
+    try:
+        return pipeline.derived(objective.typed).strip()
+    except DiagnosticError:
+        return ""
