@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from flowdsl.proof.chance import Covariance
 from flowdsl.proof.numbers import _FUNCTIONS
-from flowdsl.proof.state import Atom, FunctionAtom, State
+from flowdsl.proof.state import Atom, FunctionAtom, State, VelocityAtom
 from flowdsl.spec.core import (
     Apply,
     Constant,
@@ -183,6 +183,14 @@ class Symbols(Numbers):
             return self._derived(
                 lambda y: probe(y, *times), self.state(atom.point), atom.directions
             )
+        if isinstance(atom, VelocityAtom) and atom.order == 2:
+            t = self.scalar(atom.time)
+
+            def curved(y: Vector) -> Vector:
+                after, here, before = (velocity(y, t + d) for d in (1e-4, 0.0, -1e-4))
+                return (after - 2 * here + before) / 1e-8
+
+            return self._derived(curved, self.state(atom.point), atom.directions)
         return super().atom(atom)
 
 

@@ -15,10 +15,11 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.generated import misses_data
 from flowdsl.proof.interpret import Reader
-from flowdsl.proof.judge import Finding, judge, times_of
+from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.numeric import witness
 from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.show import Printer, times
+from flowdsl.proof.small import times_of
 from flowdsl.spec.core import Evaluate, Expr, walk
 from flowdsl.spec.objective import Objective
 

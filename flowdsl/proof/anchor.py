@@ -19,10 +19,10 @@ from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Conditions, Reader
-from flowdsl.proof.judge import small_quantities, times_of
 from flowdsl.proof.moments import silent
 from flowdsl.proof.rename import renamed
 from flowdsl.proof.sample import NOISES, live_calls
+from flowdsl.proof.small import small_quantities, times_of
 from flowdsl.proof.state import Atom, Field, MapAtom, State, VelocityAtom
 from flowdsl.spec.core import Expr, walk
 
@@ -117,9 +117,20 @@ def _weighing(analysis: Analysis) -> Iterator[Case]:
 
 
 def _equation(analysis: Analysis, case: Case) -> Equation:
+    """What a case requires of another flow: exactly, or to leading order in a small quantity."""
     study = analysis.study(case, kind="hat")
-    if not study.parts.inside:
-        return Equation(case, study, study.parts.expected)
+    exact = study.parts.expected
+    if not study.parts.inside and (not exact or combination(exact) is not None):
+        return Equation(case, study, exact)
+    found = _near(analysis, case)
+    if found is not None and (study.parts.inside or combination(found.mean) is not None):
+        return found
+    if study.parts.inside:
+        raise Undecided("the conditional velocity enters in another way than linearly")
+    return Equation(case, study, exact)
+
+
+def _near(analysis: Analysis, case: Case) -> Equation | None:
     for _, bindings in small_quantities(analysis, case):
         near = analysis.study(case, kind="hat", bindings=bindings)
         series, e = near.context.series, analysis.small
@@ -127,7 +138,7 @@ def _equation(analysis: Analysis, case: Case) -> Equation:
             sorted_parts = parts(series.coefficient(near.residual, e, order), NOISES)
             if sorted_parts.expected and not sorted_parts.inside:
                 return Equation(case, near, sorted_parts.expected)
-    raise Undecided("the conditional velocity enters in another way than linearly")
+    return None
 
 
 def _at_the_end(analysis: Analysis, case: Case) -> list[Equation]:

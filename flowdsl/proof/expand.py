@@ -33,6 +33,7 @@ class Series:
     _depends: dict[Atom, frozenset[int]] = field(default_factory=dict)
     _slopes: dict[tuple[Atom, int], State] = field(default_factory=dict)
     _zeros: dict[tuple[Atom, int], State] = field(default_factory=dict)
+    _chains: dict[tuple[State, int], list[State]] = field(default_factory=dict)
 
     def depends(self, atom: Atom) -> frozenset[int]:
         """The generators inside an atom."""
@@ -160,12 +161,13 @@ class Series:
             return self.calculus.zero
         if scalars.truncated and count >= ORDER:
             raise Undecided(f"an expansion to order {count} was needed; {ORDER - 1} is the highest")
-        small = scalars.generator(e)
-        moving = state.scaled(small**pole) if pole else state
-        for _ in range(count):
-            moving = self.derivative(moving, e)
+        chain = self._chains.setdefault((state, e), [])
+        if not chain:
+            chain.append(state.scaled(scalars.generator(e) ** pole) if pole else state)
+        while len(chain) <= count:
+            chain.append(self.derivative(chain[-1], e))
         try:
-            value = self.at_zero(moving, e)
+            value = self.at_zero(chain[count], e)
         except Pole as pole_inside:
             raise Undecided("a pole inside a base point") from pole_inside
         return value.scaled(scalars.number(1) / factorial(count))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal
 
 from flowdsl.proof.analysis import Analysis, Study
@@ -17,8 +16,9 @@ from flowdsl.proof.hidden import remains
 from flowdsl.proof.interpret import Reader
 from flowdsl.proof.sample import NOISES, live_calls
 from flowdsl.proof.scalars import Scalars
+from flowdsl.proof.small import small_quantities, times_of
 from flowdsl.proof.state import State
-from flowdsl.spec.core import Constant, Draw, Evaluate, Expr, Kind, walk
+from flowdsl.spec.core import Evaluate, Expr, walk
 
 HIGHEST = 3  #: residuals are expanded up to this order
 
@@ -70,7 +70,7 @@ def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
         )
     if sorted_parts.affine and not sorted_parts.mean:
         return Finding("proved", study, exact=not sorted_parts.linear and not sorted_parts.higher)
-    expanded = next(_expansions(analysis, case, bool(sorted_parts.inside)), None)
+    expanded = next(_expansions(analysis, case), None)
     if expanded is not None:
         return expanded
     if sorted_parts.inside:
@@ -182,66 +182,7 @@ def _on_diagonal(study: Study, reader: Reader, node: Evaluate) -> bool:
     return bool(start == end)
 
 
-def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Element]:
-    """The map's start and end at a network's evaluation."""
-    owner, _ = study.context.objective.origin(node.network, node.head)
-    kinds = study.context.objective.networks[node.network].arguments
-    moments = [
-        reader.scalar(a) for (_, k), a in zip(kinds, node.args, strict=True) if k is not Kind.STATE
-    ]
-    state = next(a for (_, k), a in zip(kinds, node.args, strict=True) if k is Kind.STATE)
-    moment = reader.moment(state, reader.state(state, False))
-    return study.networks.maps[owner].times_of(moments, reader.conditions(node), moment)
-
-
 # expansions
-
-
-def _expansions(analysis: Analysis, case: Case, gaps: bool) -> Iterator[Finding]:
-    """The term near the end of a curriculum, or (with `gaps`) with two of its times close
-    together."""
-    for name, bindings in small_quantities(analysis, case, gaps):
-        try:
-            finding = _expand(analysis, case, name, bindings)
-        except Undecided:
-            continue
-        if finding is not None:
-            yield finding
-
-
-def small_quantities(
-    analysis: Analysis, case: Case, gaps: bool = True
-) -> Iterator[tuple[str, dict[Expr, Element]]]:
-    """What may be small in a case, and the binding that makes it the generator of expansions."""
-    scalars = analysis.scalars
-    step = scalars.generator(analysis.small)
-    used = {node for e in (case.prediction, case.target) if e is not None for node in walk(e)}
-    for name, expr in analysis.curricula.all.items():
-        if expr in used:
-            end = Fraction(analysis.curricula.profile(expr).end).limit_denominator(1000)
-            text = name if not end else f"({name} - {end})"
-            yield text, {expr: scalars.number(end) + step}
-    if not gaps:
-        return
-    for name in analysis.objective.constants:
-        constant = next((n for n in used if n == Constant(name)), None)
-        if constant is not None and analysis.symbolic:
-            yield name, {constant: step}
-    times = [n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME]
-    if len(times) == 2 and not _seen_together(used, times):
-        order = list(analysis.objective.draws)
-        first, second = sorted(times, key=lambda n: order.index(n.name))
-        yield f"({first.name} - {second.name})", {second: scalars.symbol(first.name) - step}
-
-
-def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
-    """Does a network see both times? Then their distance is the map's own, and no step to be made
-    small."""
-    return any(
-        isinstance(node, Evaluate) and all(any(n == t for a in node.args[1:] for n in walk(a))
-                                           for t in times)
-        for node in used
-    )  # fmt: skip
 
 
 def _expand(
@@ -268,6 +209,17 @@ def _expand(
         expanded=sorted_parts,
         bindings=bindings,
     )
+
+
+def _expansions(analysis: Analysis, case: Case) -> Iterator[Finding]:
+    """The term near the end of a curriculum, or with a step between two times made small."""
+    for name, bindings in small_quantities(analysis, case):
+        try:
+            finding = _expand(analysis, case, name, bindings)
+        except Undecided:
+            continue
+        if finding is not None:
+            yield finding
 
 
 def _leading(analysis: Analysis, study: Study, highest: int = HIGHEST) -> tuple[int, Parts] | None:

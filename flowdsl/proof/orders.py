@@ -16,8 +16,7 @@ from flowdsl.proof.chance import Size, Slope, mean_gradient
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.judge import Finding
-from flowdsl.proof.weight import ERROR
-from flowdsl.spec.core import Expr
+from flowdsl.proof.weight import ERROR, weight_of
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,11 @@ def _weight(analysis: Analysis, case: Case, finding: Finding) -> int | None:
         (k for k in range(series.lowest(finding.study.residual, e), finding.order + 1)
          if series.coefficient(finding.study.residual, e, k)), 0,
     )  # fmt: skip
+    index = scalars.small()
     try:
-        slope = analysis.weight(case).slope
-        index = scalars.small()
         step = scalars.generator(index)
-        for expr, bound in finding.bindings.items():
-            value = _translated(analysis, bound, step)
-            place = _place(analysis, expr)
-            if place is not None:
-                slope = scalars.substitute(slope, place, value)
+        bindings = {x: _translated(analysis, value, step) for x, value in finding.bindings.items()}
+        slope = weight_of(analysis, case, bindings).slope
         error = scalars.index(ERROR)
         slope = scalars.substitute(slope, error, scalars.generator(error) * step ** (2 * size))
         return scalars.valuation(slope, index)
@@ -73,16 +68,6 @@ def _weight(analysis: Analysis, case: Case, finding: Finding) -> int | None:
         return None
     finally:
         scalars.release()
-
-
-def _place(analysis: Analysis, expr: Expr) -> int | None:
-    """The generator of the loss's field that stands for an expression."""
-    scalars = analysis.loss_scalars
-    for index, key in scalars.opaques.items():
-        if key == expr:
-            return index
-    name = getattr(expr, "name", "")
-    return scalars.index(name) if scalars.has(name) else None
 
 
 def _translated(analysis: Analysis, bound: Element, step: Element) -> Element:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -52,12 +53,15 @@ class Weight:
     own_error: bool  # does the slope depend on the sample's own error?
 
 
-def weight_of(analysis: Analysis, case: Case) -> Weight:
-    """The loss of a case. Raises `Undecided` when it is no function of the term's error."""
+def weight_of(
+    analysis: Analysis, case: Case, bindings: Mapping[Expr, Element] | None = None
+) -> Weight:
+    """The loss of a case, with values of the loss's field in the place of some scalars. Raises
+    `Undecided` when it is no function of the term's error."""
     scalars = analysis.loss_scalars
     calculus = Calculus(scalars, (), analysis.clock)
     context = Context(analysis.objective, scalars, calculus, Series(calculus), analysis.curricula,
-                      scalars.smalls[0], analysis.symbolic)  # fmt: skip
+                      scalars.smalls[0], analysis.symbolic, dict(bindings or {}))  # fmt: skip
     error, stopped = scalars.symbol(ERROR), scalars.symbol(ERROR_STOPPED)
     entries = scalars.symbol(ENTRIES)
     reader = _LossReader(context, _NoNetwork(), None, {

@@ -1,0 +1,161 @@
+"""What may be small in a term: a curriculum near its end, or a step between two of its times.
+
+A step is a quantity in a time at which a network or the path is evaluated, such that this time
+tends to another one of the term as the quantity tends to 0: `h` in `s = t - h`, alpha in
+`s = t - alpha * (t - r)`, the distance of two drawn times. The distance of the times between which
+a live network jumps is no step: there every map is right in the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from flowdsl.proof.analysis import Analysis, Study
+from flowdsl.proof.cases import Case
+from flowdsl.proof.errors import Pole, Undecided
+from flowdsl.proof.field import Element
+from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.sample import live_calls
+from flowdsl.proof.state import State
+from flowdsl.proof.variables import change_of_variables
+from flowdsl.spec.core import (
+    Constant,
+    Draw,
+    Evaluate,
+    Expr,
+    Kind,
+    PathState,
+    PathVelocity,
+    walk,
+)
+
+Bindings = dict[Expr, Element]
+
+
+def small_quantities(analysis: Analysis, case: Case) -> Iterator[tuple[str, Bindings]]:
+    """What may be small in a case, and the binding that makes it the generator of expansions."""
+    scalars = analysis.scalars
+    step = scalars.generator(analysis.small)
+    used = {node for e in (case.prediction, case.target) if e is not None for node in walk(e)}
+    for name, expr in analysis.curricula.all.items():
+        if expr in used:
+            end = Fraction(analysis.curricula.profile(expr).end).limit_denominator(1000)
+            text = name if not end else f"({name} - {end})"
+            yield text, {expr: scalars.number(end) + step}
+    for name, bindings in _steps(analysis, case, used):
+        if _is_step(analysis, case, used, bindings):
+            yield name, bindings
+
+
+def _steps(analysis: Analysis, case: Case, used: set[Expr]) -> Iterator[tuple[str, Bindings]]:
+    """Everything that might be a step."""
+    scalars = analysis.scalars
+    step = scalars.generator(analysis.small)
+    for name, expr in analysis.curricula.all.items():
+        if expr in used and analysis.curricula.profile(expr).end:
+            yield name, {expr: step}
+    for name in analysis.objective.constants:
+        if Constant(name) in used and analysis.symbolic:
+            yield name, {Constant(name): step}
+    for expr, draw in ((e, d) for _, e, d in change_of_variables(analysis.objective)):
+        if expr in used:
+            yield draw.name, {draw: step, expr: _with(analysis, expr, draw, step)}
+    draws = [n for n in used if isinstance(n, Draw) and n.kind in (Kind.TIME, Kind.SCALAR)]
+    order = list(analysis.objective.draws)
+    draws.sort(key=lambda n: order.index(n.name))
+    for draw in draws:
+        yield draw.name, {draw: step}
+    if len(draws) == 2 and not _seen_together(used, draws):
+        first, second = draws
+        text = f"({first.name} - {second.name})"
+        yield text, {second: scalars.symbol(first.name) - step}
+
+
+def _with(analysis: Analysis, expr: Expr, draw: Draw, step: Element) -> Element:
+    """A sum of two draws, one of which is small."""
+    context = analysis.context(bindings={draw: step, expr: step})
+    plain = Context(
+        context.objective, context.scalars, context.calculus, context.series, context.curricula,
+        context.eta, context.symbolic, {draw: step},
+    )  # fmt: skip
+    return Reader(plain, _Nothing()).scalar(expr)
+
+
+def _is_step(analysis: Analysis, case: Case, used: set[Expr], bindings: Bindings) -> bool:
+    """Does a time of the term tend to another, and no jump of a live network to nothing?"""
+    moments = _moments(analysis, used)
+    try:
+        now = [_at_rest(analysis, {}, m) for m in moments]
+        then = [_at_rest(analysis, bindings, m) for m in moments]
+    except (Undecided, Pole):
+        return False
+    met = any(
+        now[i] != now[j] and then[i] == then[j]
+        for i in range(len(moments)) for j in range(i)
+    )  # fmt: skip
+    return met and not _collapses(analysis, case, bindings)
+
+
+def _moments(analysis: Analysis, used: set[Expr]) -> list[Expr]:
+    """The times at which networks and paths are evaluated."""
+    found: dict[Expr, None] = {}
+    for node in used:
+        match node:
+            case PathState(_, time, _, _) | PathVelocity(_, time, _, _):
+                found[time] = None
+            case Evaluate(network, _, args, _, _):
+                kinds = analysis.objective.networks[network].arguments
+                for (_, kind), arg in zip(kinds, args, strict=True):
+                    if kind is Kind.TIME:
+                        found[arg] = None
+    return list(found)
+
+
+def _at_rest(analysis: Analysis, bindings: Bindings, expr: Expr) -> Element:
+    context = analysis.context(bindings=bindings)
+    value = Reader(context, _Nothing()).scalar(expr)
+    return analysis.scalars.at_zero(value, analysis.small)
+
+
+def _collapses(analysis: Analysis, case: Case, bindings: Bindings) -> bool:
+    """Does the jump of a live, predicted network tend to nothing?"""
+    study = analysis.study(case, bindings=bindings)
+    reader = Reader(study.context, study.networks, study.row)
+    scalars = analysis.scalars
+    for node in live_calls(analysis.objective, case.prediction):
+        if not study.networks.jumps(node):
+            continue
+        start, end = times_of(study, reader, node)
+        if start != end and not scalars.at_zero(start - end, analysis.small):
+            return True
+    return False
+
+
+def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Element]:
+    """The map's start and end at a network's evaluation."""
+    owner, _ = study.context.objective.origin(node.network, node.head)
+    kinds = study.context.objective.networks[node.network].arguments
+    moments = [
+        reader.scalar(a) for (_, k), a in zip(kinds, node.args, strict=True) if k is not Kind.STATE
+    ]
+    state = next(a for (_, k), a in zip(kinds, node.args, strict=True) if k is Kind.STATE)
+    moment = reader.moment(state, reader.state(state, False))
+    return study.networks.maps[owner].times_of(moments, reader.conditions(node), moment)
+
+
+def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
+    """Does a network see both times? Then their distance is the map's own, and no step to be made
+    small."""
+    return any(
+        isinstance(node, Evaluate) and all(any(n == t for a in node.args[1:] for n in walk(a))
+                                           for t in times)
+        for node in used
+    )  # fmt: skip
+
+
+class _Nothing:
+    """No network is evaluated in a time."""
+
+    def value(self, call: object) -> State:
+        raise Undecided("a network inside a scalar")
