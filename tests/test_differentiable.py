@@ -27,7 +27,7 @@ from flowdsl.runtime.tangents.ledger import Ledger
 Case = tuple[nn.Module, tuple[Tensor, ...], tuple[Any, ...], dict[str, Tensor]]
 
 
-def bundled(size: str = "nano", side: int = 8) -> nn.Module:
+def bundled(size: str = "nano", side: int = 8, **parts: Any) -> nn.Module:
     times = (Argument("t", "time"), Argument("r", "time"))
     signature = NetworkSignature(
         "u",
@@ -35,7 +35,9 @@ def bundled(size: str = "nano", side: int = 8) -> nn.Module:
         (Argument("label", "label"),),
         (Argument("u", "state"),),
     )
-    network = build_network(signature, shape=(4, side, side), classes=3, size=size, patch=2)
+    network = build_network(
+        signature, shape=(4, side, side), classes=3, size=size, patch=2, parts=parts
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -96,6 +98,8 @@ def same_pass(case: Case, run: Callable[[], tuple[Any, Any]]) -> None:
 CASES: dict[str, Callable[[], Case]] = {
     "transformer": lambda: case(PlainDiT()),
     "bundled": lambda: case(bundled()),
+    "bundled, tokens in context": lambda: case(bundled(conditioning="in_context")),
+    "bundled, normalised modulation": lambda: case(bundled(modulation="normalised", qk_norm=True)),
     "u-net": unet,
     "u-net in channels last": channels_last,
 }
@@ -112,6 +116,19 @@ def test_networks_in_two_passes(name: str) -> None:
     network, point, direction, named = given = CASES[name]()
     slow = Differentiable(network, Finding(NotShared("asked for")))
     same_pass(given, lambda: slow.shared_jvp(point, direction, **named))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("bundled")])
+def test_gradients_through_the_derivative_of_a_network(name: str) -> None:
+    found = []
+    for derive in (lambda n, *rest, **named: Differentiable(n).jvp(*rest, **named), forward_mode):
+        torch.manual_seed(0)
+        network, point, direction, named = CASES[name]()
+        value, derivative = derive(network, point, direction, **named)
+        found.append(gradients(network, total(value * derivative) + total(derivative)))
+    mine, theirs = found
+    assert mine.keys() == theirs.keys()
+    assert all(relative(mine[name], theirs[name]) < 1e-10 for name in theirs)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -105,7 +105,9 @@ def by_hand(network: Any) -> Callable[..., Tensor]:
         return torch.einsum("...i,oi->...o", x, weights[f"{name}.weight"]) + weights[f"{name}.bias"]
 
     def norm(x: Tensor) -> Tensor:
-        x = x - x.mean(-1, keepdim=True) if settings.norm == "layer" else x
+        return unit(x - x.mean(-1, keepdim=True) if settings.norm == "layer" else x)
+
+    def unit(x: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
     def embed(index: int, number: Tensor) -> Tensor:
@@ -121,29 +123,45 @@ def by_hand(network: Any) -> Callable[..., Tensor]:
         for h in range(heads):
             q, k, v = (y[..., h * size : (h + 1) * size] for y in (query, key, value))
             if settings.qk_norm:
-                q, k = norm(q) * weights[f"{name}.gains"][0], norm(k) * weights[f"{name}.gains"][1]
+                q, k = unit(q) * weights[f"{name}.gains"][0], unit(k) * weights[f"{name}.gains"][1]
             scores = (torch.einsum("bid,bjd->bij", q, k) / size**0.5).exp()
             rows.append(torch.einsum("bij,bjd->bid", scores / scores.sum(-1, keepdim=True), v))
         return linear(f"{name}.output", torch.cat(rows, dim=-1))
 
+    def modulation(name: str, condition: Tensor, count: int) -> tuple[Tensor, ...]:
+        if settings.conditioning == "in_context":
+            return tuple(weights[f"{name}.modulation.vectors"])
+        parts = linear(f"{name}.modulation", condition)[:, None].chunk(count, -1)
+        if settings.modulation == "plain":
+            return parts
+        return tuple(unit(p) for p in parts)
+
     def block(name: str, x: Tensor, condition: Tensor) -> Tensor:
-        parts = linear(f"{name}.modulation", condition)[:, None].chunk(6, -1)
+        parts = modulation(name, condition, 6)
         x = x + parts[2] * mix(f"{name}.attention", norm(x) * (1 + parts[1]) + parts[0])
         y = linear(f"{name}.inner", norm(x) * (1 + parts[4]) + parts[3])
         y = y / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
         return x + parts[5] * linear(f"{name}.outer", y)
 
     def forward(z: Tensor, t: Tensor, r: Tensor, *, label: Tensor, w: Tensor) -> Tensor:
-        total = embed(0, t) + embed(1, t - r) + embed(2, w)
-        total = total + weights["labels.table"][[int(i) for i in label]]  # -1: the last row
+        seen = [embed(0, t), embed(1, t - r), embed(2, w)]
+        seen.append(weights["labels.table"][[int(i) for i in label]])  # -1: the last row
+        total = seen[0] + seen[1] + seen[2] + seen[3]
         condition = total * total.sigmoid()
         cells = [z[:, :, i : i + side, j : j + side].permute(0, 2, 3, 1) for i, j in corners]
         x = torch.stack([linear("patches", c.reshape(len(z), -1)) for c in cells], dim=1)
         x = x + network.positions
+        if settings.conditioning == "in_context":
+            rows = [
+                vector + weights[f"prefixes.{n}.tokens"][i]
+                for n, (vector, count) in enumerate(zip(seen, (4, 4, 4, 8), strict=True))
+                for i in range(count)
+            ]
+            x = torch.cat([torch.stack(rows, dim=1), x], dim=1)
         for i in range(settings.size.depth):
             x = block(f"blocks.{i}", x, condition)
-        shift, scale = linear("heads.0.modulation", condition)[:, None].chunk(2, -1)
-        y = linear("heads.0.output", norm(x) * (1 + scale) + shift)
+        shift, scale = modulation("heads.0", condition, 2)
+        y = linear("heads.0.output", norm(x[:, -len(corners) :]) * (1 + scale) + shift)
         output = torch.zeros_like(z)
         for n, (i, j) in enumerate(corners):
             cell = y[:, n].view(-1, side, side, channels).permute(0, 3, 1, 2)
@@ -177,6 +195,9 @@ VARIANTS = {
     "normalised queries": config(qk_norm=True),
     "learned positions": config(positions="learned"),
     "single pixels": config(patch=1),
+    "tokens in context": config(conditioning="in_context"),
+    "context, layer norm, queries": config(conditioning="in_context", norm="layer", qk_norm=True),
+    "normalised modulation": config(modulation="normalised", qk_norm=True, start="spectral"),
 }
 
 
@@ -519,6 +540,134 @@ class TestNumbersAlone:
         assert not torch.equal(a, b)
 
 
+class TestTokensInContext:
+    """Conditions as tokens before those of the picture."""
+
+    context = config(conditioning="in_context")
+
+    def test_how_many_there_are(self) -> None:
+        assert self.context.prefixes == (4, 4, 4, 8)
+        assert replace(self.context, classes=None).prefixes == (4, 4, 4)
+        assert config().prefix == 0
+        seen: list[Tensor] = []
+        network = stirred(self.context)
+        network.blocks[0].register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+        z, t, r, w, label, _ = batch()
+        network(z, t, r, label=label, w=w)
+        assert seen[0].shape == (3, 20 + 6, 16)
+
+    def test_they_are_cheaper_than_modulation(self) -> None:
+        """A third of a transformer block modulates it; tokens need no such weights."""
+        size = Size("wide", depth=12, width=192, heads=3)
+        counts = [
+            network_from_config(config(size=size, conditioning=kind)).parameter_count
+            for kind in ("in_context", "adaptive")
+        ]
+        assert counts[0] < 0.7 * counts[1]
+
+    def test_every_condition_matters_and_rows_are_independent(self) -> None:
+        network = stirred(self.context)
+        z, t, r, w, label, _ = batch()
+        base = network(z, t, r, label=label, w=w)
+        for other in (
+            network(z, t + 0.1, r, label=label, w=w),
+            network(z, t, r - 0.1, label=label, w=w),
+            network(z, t, r, label=label, w=w + 0.1),
+            network(z, t, r, label=(label + 2) % 3, w=w),
+        ):
+            assert float((other - base).abs().amax((1, 2, 3)).min()) > 1e-5
+        alone = network(z[1:2], t[1:2], r[1:2], label=label[1:2], w=w[1:2])
+        assert gap([alone], [base[1:2]]) < 1e-12
+
+    def test_features_are_tokens_of_the_picture_alone(self) -> None:
+        inside = config(heads="u:state f:features", conditioning="in_context", own_blocks=1)
+        z, t, r, w, label, _ = batch()
+        output, features = stirred(inside)(z, t, r, label=label, w=w)
+        assert output.shape == z.shape
+        assert features.shape == (3, 6, 16)
+        head = config("y:state s:time", "f:features", conditioning="in_context")
+        assert stirred(head)(z, t, f=features).shape == z.shape
+
+    def test_recomputed_blocks_give_the_same_gradients(self) -> None:
+        z, t, r, w, label, _ = batch()
+        found = []
+        for again in (False, True):
+            network = stirred(self.context)
+            network.recompute = again
+            output = network(z, t, r, label=label, w=w)
+            found.append(torch.autograd.grad(output.square().sum(), list(network.parameters())))
+        assert gap(*found) < 1e-12
+
+    def test_under_autocast(self) -> None:
+        z, t, r, w, label, dz = batch(dtype=torch.float32)
+        network, double = stirred(self.context, torch.float32), stirred(self.context)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = jvp(closed(network, label, w), (z, t, r), (dz, 1 + 0 * t, 0 * r))
+        wide = (x.double() for x in (z, t, r, dz))
+        z, t, r, dz = wide
+        wanted = jvp(closed(double, label, w.double()), (z, t, r), (dz, 1 + 0 * t, 0 * r))
+        for mine, right in zip(found, wanted, strict=True):
+            assert mine.dtype == torch.float32
+            assert float((mine - right).norm() / right.norm()) < 0.03
+
+    def test_it_starts_with_weights_of_a_network_that_sees_the_same(self) -> None:
+        other = config("z:state b:time a:time", "label:label w:scalar", conditioning="in_context")
+        teacher, network = stirred(other, seed=1), stirred(self.context)
+        network.adopt(teacher.state_dict(), teacher.config.as_dict())
+        z, t, r, w, label, _ = batch()
+        found, wanted = (n(z, t, r, label=label, w=w) for n in (network, teacher))
+        assert torch.equal(found, wanted)
+
+    def test_scalars_keep_their_names_when_they_change_places(self) -> None:
+        call = "z:state t:time"
+        source = config(call, "a:scalar label:label b:scalar", conditioning="in_context")
+        target = config(call, "b:scalar a:scalar label:label", conditioning="in_context")
+        teacher, network = stirred(source, seed=1), stirred(target)
+        network.adopt(teacher.state_dict(), source.as_dict())
+        z, t, r, w, label, _ = batch()
+        found, wanted = (n(z, t, a=r, b=w, label=label) for n in (network, teacher))
+        assert gap([found], [wanted]) < 1e-12
+
+    def test_it_does_not_start_with_weights_of_one_that_sees_less(self) -> None:
+        less = config("z:state t:time", conditioning="in_context")
+        network = stirred(self.context)
+        with pytest.raises(DiagnosticError, match="further tokens in context"):
+            network.adopt(stirred(less).state_dict(), less.as_dict())
+        with pytest.raises(DiagnosticError, match="conditioning"):
+            network.adopt(stirred(config()).state_dict(), config().as_dict())
+
+
+class TestNormalisedModulation:
+    """How far a condition moves a network doesn't depend on the size of the modulation."""
+
+    def test_only_its_direction_counts(self) -> None:
+        z, t, r, w, label, _ = batch()
+        for kind, same in (("normalised", True), ("plain", False)):
+            network = stirred(config(modulation=kind))
+            before = network(z, t, r, label=label, w=w)
+            with torch.no_grad():
+                for part in network.modules():
+                    if isinstance(part, layers.Modulation):
+                        part.weight *= 1e3
+                        part.bias *= 1e3
+            after = network(z, t, r, label=label, w=w)
+            assert (gap([after], [before]) < 1e-3) == same
+
+    def test_each_vector_has_size_one(self) -> None:
+        part = layers.Modulation(16, 6, normal=True)
+        torch.nn.init.normal_(part.weight)
+        torch.nn.init.zeros_(part.bias)
+        vectors = part(torch.randn(5, 16))
+        assert vectors.shape == (5, 1, 6, 16)
+        assert float((vectors.square().mean(-1) - 1).abs().max()) < 1e-3
+
+    def test_spectral_start(self) -> None:
+        network = network_from_config(config(start="spectral"))
+        for name, part in network.named_modules():
+            if isinstance(part, Linear) and part.weight.any() and not name.startswith("numbers"):
+                assert float(torch.linalg.svdvals(part.weight)[0]) == pytest.approx(1, abs=1e-4)
+
+
 class TestStart:
     @pytest.mark.parametrize("heads", ["u:state", "u:state v:state p:scalar"])
     def test_outputs_are_zero(self, heads: str) -> None:
@@ -858,8 +1007,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"conditions": "text:features"}, 'features ("text")'),
-            ({"heads": "v:state inside:features"}, 'features ("inside")'),
+            ({"conditions": "text:features more:features"}, "features of several networks"),
+            ({"conditioning": "prefix"}, 'unknown conditioning "prefix"'),
+            ({"modulation": "rms"}, 'unknown modulation "rms"'),
+            ({"start": "zero"}, 'unknown start "zero"'),
+            ({"conditioning": "in_context", "times": "decoupled"}, "decoupled times are not"),
+            ({"conditioning": "in_context", "modulation": "normalised"}, "no condition modulates"),
             ({"heads": "v:time"}, "returns a time"),
             ({"call": "t:time", "conditions": ""}, "returns a state but sees none"),
             ({"conditions": "a:label b:label"}, "several labels"),

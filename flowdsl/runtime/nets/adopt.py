@@ -17,6 +17,19 @@ from flowdsl.runtime.nets.config import NetworkConfig
 
 State = dict[str, Tensor]
 
+_SHARED = (
+    "size",
+    "patch",
+    "shape",
+    "classes",
+    "norm",
+    "qk_norm",
+    "positions",
+    "own_blocks",
+    "conditioning",
+    "modulation",
+)
+
 
 def adopted(
     fresh: Mapping[str, Tensor],
@@ -52,7 +65,7 @@ def adopted(
 
 
 def _check(config: NetworkConfig, source: NetworkConfig) -> None:
-    for what in ("size", "patch", "shape", "classes", "norm", "qk_norm", "positions", "own_blocks"):
+    for what in _SHARED:
         one, other = getattr(config, what), getattr(source, what)
         if one != other:
             raise fail(
@@ -61,6 +74,17 @@ def _check(config: NetworkConfig, source: NetworkConfig) -> None:
                 facts=[(f"its {what}", str(one)), (f"{what} of {source.name}", str(other))],
                 hint="train both with the same size, patch and data",
             )
+    if config.prefix > source.prefix:
+        raise fail(
+            "network",
+            f"{config.name} cannot take over the weights of {source.name}",
+            facts=[
+                ("it sees", ", ".join(config.embedded)),
+                (f"{source.name} sees", ", ".join(source.embedded)),
+            ],
+            hint="further tokens in context would change what it does from the start: train both "
+            "with network.conditioning=adaptive",
+        )
 
 
 def _renumbered(
@@ -69,12 +93,13 @@ def _renumbered(
     """The weights under our names: times by their order, scalars by name, state heads by order."""
     places = _pairs(source.embedded, config.embedded, source, config)
     shift = source.depth - config.depth if config.features else 0  # those go on at the end
+    prefixes = places | {len(source.embedded): len(config.embedded)}
     heads = dict(enumerate(range(min(len(source.heads), len(config.heads)))))
     moved: State = {}
     for name, value in weights.items():
         group, _, rest = name.partition(".")
         number, _, part = rest.partition(".")
-        table = {"numbers": places, "heads": heads}.get(group)
+        table = {"numbers": places, "prefixes": prefixes, "heads": heads}.get(group)
         if group == "blocks" and int(number) >= shift:
             moved[f"blocks.{int(number) - shift}.{part}"] = value
         elif table is None:

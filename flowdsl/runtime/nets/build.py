@@ -11,7 +11,14 @@ from torch import nn
 from flowdsl.runtime.contract import NetworkSignature
 from flowdsl.runtime.nets.config import NetworkConfig, configure
 from flowdsl.runtime.nets.dit import DiT, Head, Network, ScalarNetwork
-from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear, TimeEmbedding
+from flowdsl.runtime.nets.layers import (
+    LabelEmbedding,
+    Linear,
+    Modulation,
+    Prefix,
+    TimeEmbedding,
+    Vectors,
+)
 
 
 def build_network(
@@ -56,6 +63,9 @@ def initialise(network: Network, generator: torch.Generator | None = None) -> No
         if isinstance(module, Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
             nn.init.zeros_(module.bias)
+            if network.config.start == "spectral":
+                with torch.no_grad():
+                    module.weight /= torch.linalg.matrix_norm(module.weight, 2)
     for module in network.modules():
         if isinstance(module, TimeEmbedding):
             count, width = module.inner.in_features, module.outer.in_features
@@ -64,8 +74,12 @@ def initialise(network: Network, generator: torch.Generator | None = None) -> No
             nn.init.normal_(module.outer.weight, std=(0.36 * width) ** -0.5, generator=generator)
         elif isinstance(module, LabelEmbedding):
             nn.init.normal_(module.table, generator=generator)
-        elif isinstance(module, (Block, Head)):
-            nn.init.zeros_(module.modulation.weight)
+        elif isinstance(module, Prefix):
+            nn.init.normal_(module.tokens, generator=generator)
+        elif isinstance(module, Modulation):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, Vectors):
+            nn.init.zeros_(module.vectors)
         if isinstance(module, (Head, ScalarNetwork)):
             nn.init.zeros_(module.output.weight)
         if isinstance(module, DiT) and module.fusion is not None:

@@ -13,6 +13,12 @@ from flowdsl.runtime.nets.sizes import Size, check_patch, choose_patch, find_siz
 Norm = Literal["rms", "layer"]
 Positions = Literal["sincos", "learned"]
 Times = Literal["together", "decoupled"]
+Conditioning = Literal["adaptive", "in_context"]
+Modulation = Literal["plain", "normalised"]
+Start = Literal["xavier", "spectral"]
+
+#: Tokens of a class, and of a time or a guidance scale, in context: arXiv:2512.02012, appendix A.
+LABEL_TOKENS, NUMBER_TOKENS = 8, 4
 
 _OWN = "bring your own network: any module that takes the arguments of the spec will do"
 
@@ -25,7 +31,12 @@ class NetworkConfig:
     `own_blocks` is how many of the last blocks every head has to itself; `qk_norm` normalises
     queries and keys. `times` "together" shows all times to all blocks, the first as it is and
     further ones as their gap to it; "decoupled" shows the first to the encoder and the second, in
-    the same embedding, to the decoder, the last blocks (arXiv:2510.24474). Raises a
+    the same embedding, to the decoder, the last blocks (arXiv:2510.24474). `conditioning`
+    "adaptive" shifts, scales and gates the tokens by their row's condition; "in_context" shows
+    times, scalars and label as tokens before those of the picture (arXiv:2512.02012).
+    `modulation` "normalised" normalises every vector that modulates a block or a head, so that how
+    far a condition moves a network doesn't depend on its size (arXiv:2511.19797, which also has
+    `norm` "rms", `qk_norm` and the `start` "spectral": weights of the spectral norm one). Raises a
     diagnostic when no bundled network is like this.
     """
 
@@ -42,6 +53,9 @@ class NetworkConfig:
     qk_norm: bool = False
     positions: Positions = "sincos"
     times: Times = "together"
+    conditioning: Conditioning = "adaptive"
+    modulation: Modulation = "plain"
+    start: Start = "xavier"
 
     def __post_init__(self) -> None:
         _check_call(self)
@@ -110,6 +124,19 @@ class NetworkConfig:
     @property
     def label(self) -> str | None:
         return next((a.name for a in self.inputs if a.kind == "label"), None)
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Tokens in context: of every embedded number, and last of the label."""
+        if self.conditioning != "in_context":
+            return ()
+        label = (LABEL_TOKENS,) if self.label is not None and self.classes is not None else ()
+        return (NUMBER_TOKENS,) * len(self.embedded) + label
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before those of the picture."""
+        return sum(self.prefixes)
 
     @property
     def tokens(self) -> int:
@@ -201,12 +228,34 @@ def _check_numbers(config: NetworkConfig) -> None:
         problem = f"a width of {size.width} is not a multiple of 4 times {size.heads} heads"
     elif not 0 <= config.own_blocks <= size.depth:
         problem = f"{config.own_blocks} own blocks per head, of {size.depth} blocks in all"
-    elif config.norm not in get_args(Norm):
-        problem, hint = f'unknown norm "{config.norm}"', " or ".join(get_args(Norm))
-    elif config.times not in get_args(Times):
-        problem, hint = f'unknown times "{config.times}"', " or ".join(get_args(Times))
-    elif config.positions not in get_args(Positions):
-        problem, hint = f'unknown positions "{config.positions}"', " or ".join(get_args(Positions))
+    else:
+        problem, hint = _wrong_part(config)
     if problem:
         raise fail("network", f"the bundled network cannot be built: {problem}", hint=hint)
     check_patch(config.patch, *config.shape[1:])
+
+
+def _wrong_part(config: NetworkConfig) -> tuple[str, str]:
+    """What is unknown among the parts, or doesn't go together; and what to choose."""
+    choices = {
+        "norm": Norm,
+        "times": Times,
+        "positions": Positions,
+        "conditioning": Conditioning,
+        "modulation": Modulation,
+        "start": Start,
+    }
+    for name, choice in choices.items():
+        if (value := getattr(config, name)) not in get_args(choice):
+            return f'unknown {name} "{value}"', " or ".join(get_args(choice))
+    if config.conditioning == "in_context" and config.times == "decoupled":
+        return (
+            "tokens in context are seen by all blocks, decoupled times are not",
+            "conditioning=adaptive, or times=together",
+        )
+    if config.conditioning == "in_context" and config.modulation == "normalised":
+        return (
+            "with tokens in context, no condition modulates a block",
+            "conditioning=adaptive, or modulation=plain",
+        )
+    return "", ""

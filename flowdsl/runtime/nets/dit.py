@@ -19,7 +19,15 @@ from flowdsl.runtime.contract import NULL_LABEL, ArgumentKind
 from flowdsl.runtime.nets.adopt import adopted
 from flowdsl.runtime.nets.config import NetworkConfig
 from flowdsl.runtime.nets.inputs import Inputs, Value, bind, check_labels
-from flowdsl.runtime.nets.layers import Block, LabelEmbedding, Linear, TimeEmbedding, modulated
+from flowdsl.runtime.nets.layers import (
+    Block,
+    LabelEmbedding,
+    Linear,
+    Prefix,
+    TimeEmbedding,
+    modulated,
+    modulation,
+)
 from flowdsl.runtime.nets.recompute import through
 
 Output = Tensor | tuple[Tensor, ...]
@@ -58,17 +66,22 @@ class Network(nn.Module):
         the first number.
         """
         total = torch.zeros(inputs.batch, self.width, dtype=like.dtype, device=like.device)
+        for vector in self.vectors(inputs, like, first):
+            total = total + vector
+        return functional.silu(total)
+
+    def vectors(self, inputs: Inputs, like: Tensor, first: Tensor | None = None) -> list[Tensor]:
+        """The embeddings of the numbers and then of the label, each `(batch, width)`."""
         numbers = inputs.numbers if first is None else (first, *inputs.numbers[1:])
-        for embed, number in zip(self.numbers, numbers, strict=True):
-            total = total + embed(number)
+        found = [embed(number) for embed, number in zip(self.numbers, numbers, strict=True)]
         if inputs.label is not None:
             self._check_labels(inputs.label)
         if self.labels is not None:
             label = inputs.label
             if label is None:
                 label = torch.full((inputs.batch,), NULL_LABEL, device=like.device)
-            total = total + self.labels(label)
-        return functional.silu(total)
+            found.append(self.labels(label))
+        return found
 
     def _check_labels(self, label: Tensor) -> None:
         """Always on a CPU; once elsewhere, where to look at values is to wait; never in a trace."""
@@ -104,17 +117,15 @@ class DiT(Network):
             self.positions: Tensor = nn.Parameter(positions)
         else:
             self.register_buffer("positions", positions, persistent=False)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth - config.own_blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth - config.own_blocks))
+        counts = config.prefixes
+        shown = nn.ModuleList(Prefix(count, size.width) for count in counts)
+        self.prefixes = shown if config.conditioning == "in_context" else None
         self.heads = nn.ModuleList(_head(config, head.kind, cell) for head in config.heads)
 
     def forward(self, *arguments: Tensor, **conditions: Value) -> Output:
         inputs = bind(self.config, arguments, conditions)
-        like = self.positions if self.patches is None else self.patches.weight
-        condition = self.condition(inputs, like)
-        late = condition
-        if inputs.second is not None:
-            late = self.condition(inputs, like, inputs.second)
-        tokens = self._tokens(inputs)
+        tokens, condition, late = self._start(inputs)
         inside = tokens
         encoder, middle = len(self.blocks) - self.config.decoder, len(self.blocks) // 2
         for number, block in enumerate(self.blocks):
@@ -122,7 +133,7 @@ class DiT(Network):
             tokens = through(block, tokens, given, again=self.recompute)
             inside = tokens if number + 1 == middle else inside
         alone = all(head.kind == "features" for head in self.config.heads)
-        handed = tokens if alone else inside
+        handed = _without(self.config.prefix, tokens if alone else inside)
         outputs: list[Tensor] = []
         for head, argument in zip(self.heads, self.config.heads, strict=True):
             if argument.kind == "features":
@@ -131,6 +142,24 @@ class DiT(Network):
             output = self._paste(head(tokens, late, self.recompute), argument.kind)
             outputs.append(output.to(inputs.states[0].dtype) if inputs.states else output)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _start(self, inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The first tokens, and what conditions the first and the last blocks, where that isn't
+        among the tokens.
+        """
+        tokens = self._tokens(inputs)
+        like = self.positions if self.patches is None else self.patches.weight
+        if self.prefixes is None:
+            condition = self.condition(inputs, like)
+            late = inputs.second
+            return (
+                tokens,
+                condition,
+                condition if late is None else self.condition(inputs, like, late),
+            )
+        vectors = self.vectors(inputs, like)
+        shown = (f(x).to(tokens.dtype) for f, x in zip(self.prefixes, vectors, strict=True))
+        return torch.cat([*shown, tokens], dim=1), None, None
 
     def _tokens(self, inputs: Inputs) -> Tensor:
         """What the blocks begin with: patches at their positions, another network's features, or
@@ -192,18 +221,20 @@ class Head(nn.Module):
     def __init__(self, config: NetworkConfig, outputs: int) -> None:
         super().__init__()
         width = config.size.width
-        self.norm = config.norm
-        self.blocks = nn.ModuleList(_block(config) for _ in range(config.own_blocks))
-        self.modulation = Linear(width, 2 * width)
+        self.norm, self.prefix = config.norm, config.prefix
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.own_blocks))
+        self.modulation = modulation(config, 2)
         self.output = Linear(width, outputs)
 
-    def forward(self, tokens: Tensor, condition: Tensor, recompute: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Tensor | None, recompute: bool = False) -> Tensor:
         for block in self.blocks:
             tokens = through(block, tokens, condition, again=recompute)
+        tokens = _without(self.prefix, tokens)
         # A small layer, whose rounding would be that of the output: not under autocast.
         with torch.autocast(tokens.device.type, enabled=False):
             full = self.output.weight.dtype
-            shift, scale = self.modulation(condition.to(full))[:, None].chunk(2, -1)
+            given = None if condition is None else condition.to(full)
+            shift, scale = self.modulation(given).unbind(-2)
             return cast(Tensor, self.output(modulated(tokens.to(full), shift, scale, self.norm)))
 
 
@@ -252,6 +283,6 @@ def _head(config: NetworkConfig, kind: ArgumentKind, cell: int) -> nn.Module:
     return nn.Identity() if kind == "features" else Head(config, cell if kind == "state" else 1)
 
 
-def _block(config: NetworkConfig) -> Block:
-    size = config.size
-    return Block(size.width, size.heads, norm=config.norm, qk_norm=config.qk_norm)
+def _without(prefix: int, tokens: Tensor) -> Tensor:
+    """The tokens of the picture alone."""
+    return tokens[:, prefix:].contiguous() if prefix else tokens

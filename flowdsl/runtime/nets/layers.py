@@ -12,7 +12,7 @@ from torch.nn import functional
 from flowdsl.diagnostics import fail
 from flowdsl.runtime.contract import NULL_LABEL
 from flowdsl.runtime.nets.attention import attention
-from flowdsl.runtime.nets.config import Norm
+from flowdsl.runtime.nets.config import NetworkConfig, Norm
 from flowdsl.runtime.nets.duals import innermost_transform, join, split
 from flowdsl.runtime.nets.norms import normalised
 
@@ -94,6 +94,51 @@ class LabelEmbedding(nn.Module):
         return functional.embedding(row, self.table)
 
 
+class Prefix(nn.Module):
+    """One condition as several tokens: its vector `(batch, width)`, each time with a vector that is
+    learned, as `(batch, count, width)` (arXiv:2512.02012, improved MeanFlow).
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return vector[:, None] + self.tokens
+
+
+class Modulation(Linear):
+    """Shifts, scales and gates from the condition `(batch, width)`: `count` vectors, each
+    `(batch, 1, width)`, which `normalised` brings to one size. All are zero until trained.
+    """
+
+    def __init__(self, width: int, count: int, *, normal: bool) -> None:
+        super().__init__(width, count * width)
+        self.count, self.normal = count, normal
+
+    def forward(self, input: Tensor) -> Tensor:
+        vectors = super().forward(input).view(len(input), 1, self.count, -1)
+        return normalised(vectors, "rms") if self.normal else vectors
+
+
+class Vectors(nn.Module):
+    """What modulates every row alike, `(1, 1, count, width)`, where tokens are the conditions."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, _: None) -> Tensor:
+        return self.vectors[None, None]
+
+
+def modulation(config: NetworkConfig, count: int) -> nn.Module:
+    """What makes `count` vectors that modulate tokens, of a row's condition or without one."""
+    if config.conditioning == "in_context":
+        return Vectors(config.size.width, count)
+    return Modulation(config.size.width, count, normal=config.modulation == "normalised")
+
+
 class SelfAttention(nn.Module):
     """Self-attention of tokens `(batch, tokens, width)`, with normalised queries and keys if so."""
 
@@ -120,20 +165,21 @@ class Block(nn.Module):
     """A transformer block with adaptive normalisation, which starts as the identity.
 
     DiT with adaLN-Zero, arXiv:2212.09748, section 3.2. Tokens `(batch, tokens, width)`, condition
-    `(batch, width)`.
+    `(batch, width)`, or none where it is among the tokens.
     """
 
-    def __init__(self, width: int, heads: int, *, norm: Norm, qk_norm: bool) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.norm = norm
-        self.modulation = Linear(width, 6 * width)
+        width, heads, qk_norm = config.size.width, config.size.heads, config.qk_norm
+        self.norm = config.norm
+        self.modulation = modulation(config, 6)
         self.attention = SelfAttention(width, heads, qk_norm)
         self.inner = Linear(width, 4 * width)
         self.outer = Linear(4 * width, width)
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        modulation: Tensor = self.modulation(condition)[:, None]
-        shift, scale, gate, shift2, scale2, gate2 = modulation.chunk(6, -1)
+    def forward(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
+        vectors: Tensor = self.modulation(condition)
+        shift, scale, gate, shift2, scale2, gate2 = vectors.unbind(-2)
         tokens = tokens + gate * self.attention(modulated(tokens, shift, scale, self.norm))
         hidden = self.inner(modulated(tokens, shift2, scale2, self.norm))
         output: Tensor = gate2 * self.outer(functional.gelu(hidden, approximate="tanh"))

@@ -14,7 +14,7 @@ from flowdsl.diagnostics import fail
 from flowdsl.runtime.nets.duals import innermost_transform
 
 
-def through(block: nn.Module, *inputs: Tensor, again: bool) -> Tensor:
+def through(block: nn.Module, *inputs: Tensor | None, again: bool) -> Tensor:
     """A block's output. With `again`, the backward pass computes what is inside once more: about a
     third more time, for memory that grows with the inputs of the blocks alone.
 

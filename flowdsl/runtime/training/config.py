@@ -48,6 +48,18 @@ class NetworkParts(BaseModel):
         Literal["together", "decoupled"],
         Field(description="all times to all blocks, or the second to the decoder's blocks only"),
     ] = "together"
+    conditioning: Annotated[
+        Literal["adaptive", "in_context"],
+        Field(description="times and label modulate the blocks, or are tokens that these attend"),
+    ] = "adaptive"
+    modulation: Annotated[
+        Literal["plain", "normalised"],
+        Field(description="normalise what modulates: smooth in times, with norm rms and qk_norm"),
+    ] = "plain"
+    start: Annotated[
+        Literal["xavier", "spectral"],
+        Field(description="law of the first weights; spectral: then each of spectral norm one"),
+    ] = "xavier"
 
 
 class TrainConfig(BaseModel):
