@@ -31,6 +31,7 @@ from flowdsl.certify.solution import Solution
 from flowdsl.certify.variant import bare, weighs_squares
 from flowdsl.checks import Report, Verdict, check
 from flowdsl.checks.certificate import (
+    LOSS_REPLACED,
     CertificateReport,
     Decay,
     Measurement,
@@ -364,6 +365,39 @@ def test_trajectory_flow_matching_is_refuted_by_both() -> None:
     assert not report.ok
 
 
+MEAN = """objective mean "t" arXiv:1
+path z(t) = (1 - t) * data + t * noise
+times t, r ~ sorted(uniform(0, 1))
+network u(z, t, r)
+map z(t) -> z(r) = z - (t - r) * u(z, t, r)
+differentiate t along velocity
+target match u(z, t, r) to stop(velocity - (t - r) * d/dt[u(z, t, r)])
+loss LOSS
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "proof", "status"),
+    [
+        ("mse / (1 + norm(velocity))", "biased", "refuted"),
+        ("mse * (1 + norm(velocity)^2)", "biased", "refuted"),
+        ("mse / (1 + norm(z)^2)", "proved", "certified"),
+    ],
+)
+def test_a_bias_of_the_loss_is_looked_for_in_the_loss(loss: str, proof: str, status: str) -> None:
+    """The plain squared error, measured in its place, knows nothing of the weight."""
+    objective = load_text(MEAN.replace("LOSS", loss))
+    found = certify(objective, compile_spec, **QUICK)
+    (term,) = found.terms
+    assert (term.outcome, term.replaced) == ("zero", (LOSS_REPLACED,))
+    assert term.as_written is not None
+    assert (term.as_written.outcome == "nonzero") == (proof == "biased"), found.render()
+    report = check(objective).with_certificate(found)
+    assert [v.status for v in report.of("unbiased")] == [proof]
+    assert agreement(report, term) == "agrees"
+    assert [v.status for v in report.of("certificate") if v.term] == [status]
+
+
 WRONG = {
     "sign": ("meanflow", "guided - (t - r)", "guided + (t - r)"),
     "tangent": ("meanflow", "d/dt[u(z, t, r)]", "d/dt[u(z, t, r) along none]"),
@@ -611,6 +645,30 @@ def test_proofs_and_measurements_are_compared(report: Report, outcome: str, stat
     decay = Decay("a", (0.8, 0.4), 1.9, 0.1) if outcome == "decays" else None
     (verdict,) = report.with_certificate(measured(outcome, decay=decay)).of("certificate")
     assert verdict.status == status
+
+
+@pytest.mark.parametrize(
+    ("report", "outcome", "error", "status"),
+    [
+        (proved("proved", "biased"), "nonzero", 1e-2, "refuted"),
+        (proved("proved", "biased"), "zero", 1e-2, "note"),  # too coarse to contradict
+        (proved("proved", "biased"), "zero", 1e-4, "disagreement"),
+        (proved("proved", "biased"), "unclear", 1e-2, "note"),
+        (proved("order", "biased", 2), "nonzero", 1e-2, "refuted"),
+        (proved("refuted", "biased"), "nonzero", 1e-2, "disagreement"),  # it is the residual's
+        (proved("proved"), "zero", 1e-4, "certified"),
+        (proved("proved"), "nonzero", 1e-2, "disagreement"),
+        (proved("proved", "note"), "nonzero", 1e-2, "certified"),  # robust, and known to be
+    ],
+)
+def test_a_replaced_loss_is_compared_as_it_is_written(
+    report: Report, outcome: str, error: float, status: str
+) -> None:
+    whole = measured("zero", error=1e-4)
+    written = Measurement("", outcome, 9.0, 0.2, error, 100, 0.1)  # type: ignore[arg-type]
+    term = replace(whole.terms[0], replaced=(LOSS_REPLACED,), as_written=written)
+    joined = report.with_certificate(CertificateReport("o", (term,)))
+    assert [v.status for v in joined.of("certificate")] == [status]
 
 
 def test_orders_are_compared() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from flowdsl.checks.certificate import LOSS_REPLACED
 from flowdsl.spec.core import (
     ONE,
     Apply,
@@ -53,7 +54,7 @@ def bare(objective: Objective) -> Bare:
         loss, squares = term.loss, sub(prediction, target)
         own = weighs_squares(term.loss, sub(term.prediction, term.target))
         if not own:
-            notes["the plain squared error in place of its loss"] = None
+            notes[LOSS_REPLACED] = None
         if notes:
             loss = Apply("mean_squares", (squares,))
         terms.append(replace(term, prediction=prediction, target=target, loss=loss))

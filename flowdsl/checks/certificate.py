@@ -14,6 +14,8 @@ from flowdsl.checks.report import Report, Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 
 NAME = "certificate"
+#: The clause that says a loss was replaced, and nothing else of a term.
+LOSS_REPLACED = "the plain squared error in place of its loss"
 SHARP = 2e-3  #: standard error, in shares of the scale, below which a measured zero is one
 
 Outcome = Literal["zero", "decays", "nonzero", "unclear", "not measured"]
@@ -182,6 +184,8 @@ def _verdict(report: Report, certificate: CertificateReport, term: TermCertifica
     if word == "disagrees":
         facts = [("proof", _proof_text(hoped))]
         facts += [("measured", m.text) for m in term.measurements]
+        if term.as_written is not None:
+            facts.append(("as written", term.as_written.text))
         diagnostic = _disagreement(
             f"the proof and the measurement of `{term.term}` contradict each other", facts
         )
@@ -223,6 +227,10 @@ def _compared(
     report: Report, hoped: Expected, term: TermCertificate
 ) -> tuple[Agreement, Status, str]:
     """How a measured term stands to its proof, its status, and why."""
+    if term.outcome == "zero" and term.replaced and _by_its_loss(report, term.term):
+        return _written(term)
+    if term.outcome == "zero" and hoped == "zero" and _contradicted(report, term):
+        return "disagrees", "disagreement", _WRITTEN_MOVES
     match term.outcome, hoped:
         case "not measured", _:
             return "not measured", "not applicable", term.reason
@@ -245,6 +253,44 @@ def _compared(
         case "decays", _:
             return "measured alone" if hoped == "unknown" else "agrees", "order", term.reason
     return "measured alone" if hoped == "unknown" else "agrees", "refuted", term.reason
+
+
+#: What the loss itself does where the plain squared error has no mean gradient.
+_WRITTEN_MOVES = (
+    "the mean gradient of the plain squared error vanishes, that of the loss as it is written "
+    "does not"
+)
+
+
+def _statuses(report: Report, name: str, term: str) -> set[Status]:
+    return {v.status for v in report.of(name) if v.term == term}
+
+
+def _by_its_loss(report: Report, term: str) -> bool:
+    """Is a term biased though its residual has the mean zero? What biases it may then be a part of
+    its loss that was not measured, or gradient through its target, which was."""
+    right = not _statuses(report, "identity", term) & {"refuted", "biased", "undecided"}
+    return right and "biased" in _statuses(report, "unbiased", term)
+
+
+def _written(term: TermCertificate) -> tuple[Agreement, Status, str]:
+    """A bias that was not seen with the plain squared error, in the loss as it is written."""
+    found = term.as_written
+    if found is not None and found.outcome == "nonzero":
+        return "agrees", "refuted", _WRITTEN_MOVES
+    if found is not None and found.outcome == "zero" and found.error < SHARP:
+        message = f"{term.reason}, also of the loss as it is written, though the proof says it "
+        return "disagrees", "disagreement", message + "does not"
+    return "too small to see", "note", "the bias of the loss as it is written is not seen"
+
+
+def _contradicted(report: Report, term: TermCertificate) -> bool:
+    """Does the loss move, though it is proved of the loss as it is written, not of its residual
+    alone, that it does not?"""
+    written = term.as_written
+    if written is None or written.outcome != "nonzero" or term.replaced != (LOSS_REPLACED,):
+        return False
+    return _statuses(report, "unbiased", term.term) == {"proved"}
 
 
 def _orders(report: Report, term: TermCertificate) -> tuple[Agreement, Status, str]:
