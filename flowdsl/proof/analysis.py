@@ -219,8 +219,8 @@ class Analysis:
         def marginal(conditions: Conditions, point: State, time: Element) -> State:
             return self._marginal(case, context, conditions, point, time)
 
-        networks = Networks(context, kind, maps, marginal,
-                            aliases=self.aliases)  # fmt: skip
+        networks = Networks(context, kind, maps, marginal, aliases=self.aliases,
+                            own=self.conditions(case, context))  # fmt: skip
         if kind != "free":
             networks.regression.update(self._regressed(case, context, networks))
             networks.elsewhere = self._elsewhere(case, context)

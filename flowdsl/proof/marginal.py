@@ -21,8 +21,20 @@ from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.state import State, VelocityAtom
 from flowdsl.proof.truth import data_field
-from flowdsl.spec.core import Apply, Expr, Formal, Kind, Level, PathVelocity, transform, walk
+from flowdsl.spec.core import (
+    Apply,
+    Evaluate,
+    Expr,
+    Formal,
+    Kind,
+    Level,
+    PathState,
+    PathVelocity,
+    transform,
+    walk,
+)
 from flowdsl.spec.kinds import level_of
+from flowdsl.spec.objective import Objective
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis
@@ -119,8 +131,7 @@ def equation_of(
         if moving is None or moving.along is None:
             return None
         along = case.reduce(moving.along)
-        here = PathVelocity(row.base.path, row.base.time, row.base.data, row.base.noise)
-        if not any(node == here for node in walk(along)):
+        if not _tells_velocity(analysis.objective, along, row.base):
             return None
         value = reader.state(along, False) - context.calculus.velocity(
             ("flow", conditions), x, time
@@ -130,6 +141,17 @@ def equation_of(
         value = reader.state(case.prediction, False) - reader.state(case.target, False)
     sorted_parts = parts(value, NOISES)
     return None if not sorted_parts.affine else sorted_parts.mean
+
+
+def _tells_velocity(objective: Objective, along: Expr, base: PathState) -> bool:
+    """Is a direction made of the velocity at the row's state, or of what teachers know of it?"""
+    here = PathVelocity(base.path, base.time, base.data, base.noise)
+    return any(
+        node == here
+        or (isinstance(node, Evaluate) and objective.networks[node.network].frozen
+            and base in node.args)
+        for node in walk(along)
+    )  # fmt: skip
 
 
 def solved(context: Context, equation: State, conditions: Conditions) -> Relation | None:

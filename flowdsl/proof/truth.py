@@ -295,6 +295,7 @@ class Networks:
     regression: dict[str, Regression] = field(default_factory=dict)  # by head
     aliases: dict[str, str] = field(default_factory=dict)  # names shared with another objective
     elsewhere: Callable[[State], State] | None = None  # velocities that other rows determine
+    own: Conditions = ()  # under which the learning network sees the row
     _known: dict[object, State] = field(default_factory=dict)
 
     def value(self, call: Call) -> State:
@@ -306,7 +307,7 @@ class Networks:
             if self.elsewhere is not None and call.conditions:
                 known = self.elsewhere(known)
             self._known[key] = known
-            if self.kind == "flow":
+            if self.kind == "flow" and not self._teaches(owner):
                 self._shown(call, known)
         if not call.live:
             return known
@@ -314,6 +315,11 @@ class Networks:
             (f"δ{self._name(owner, head)}", call.conditions), call.point, call.times
         )
         return known + test.scaled(self.context.scalars.generator(self.context.eta))
+
+    def _teaches(self, owner: str) -> bool:
+        """Is this a frozen velocity? It is the data's, whatever flow its guided forms make of
+        it."""
+        return self.context.objective.networks[owner].frozen and owner not in self.maps
 
     def _shown(self, call: Call, value: State) -> None:
         """A network can only compute what it sees: state, times and conditions."""
@@ -356,13 +362,28 @@ class Networks:
             [Kind.STATE, Kind.TIME],
             [Kind.STATE, Kind.SCALAR],
         ):
-            if network.frozen or not self.maps:
+            if self._teaches(owner):
+                return self.marginal(self._as_own(call.conditions), call.point, call.times[0])
+            if not self.maps:
                 return self.marginal(call.conditions, call.point, call.times[0])
             # a critic of generated samples: these have the law that the flow carries
             return self.context.calculus.velocity(
                 ("flow", call.conditions), call.point, call.times[0]
             )
         raise Undecided(f"it is not known what {head} computes at the truth", call.node.span)
+
+    def _as_own(self, conditions: Conditions) -> Conditions:
+        """The row's own conditions, where a teacher sees all of them but numbers.
+
+        Numbers are drawn without the data: the mean velocity given a state and a label is the same
+        whether or not one also knows a guidance scale.
+        """
+        seen = dict(conditions)
+        rest = {name: value for name, value in self.own if name not in seen}
+        same = all(dict(self.own).get(name, self) == value for name, value in seen.items())
+        return (
+            self.own if same and not any(isinstance(v, str) for v in rest.values()) else conditions
+        )
 
     def landing(self, conditions: Conditions, point: State, start: Element, end: Element) -> State:
         calculus = self.context.calculus
