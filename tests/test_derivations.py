@@ -215,4 +215,4 @@ def test_a_map_that_starts_at_one_time_needs_a_teacher() -> None:
     with pytest.raises(DiagnosticError, match="no frozen network does"):
         load_text(alone.format(target="derived"))
     target = derive(load_text(FREE_FLOW.format(target="derived"))).target_text
-    assert target == "stop(teacher(map(z, s), s) + (1 - s) * d/ds[F(z, s)])"
+    assert target == "stop(teacher(map(z(1), 1, s), s) + (1 - s) * d/ds[F(z(1), s)])"

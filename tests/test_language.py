@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError, Source, Span, render
 from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import Evaluate, Kind, Level, Number, PathVelocity, transform, walk
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Objective
-from flowdsl.spec.show import show
 from flowdsl.syntax.format import format_expression, format_tree
 from flowdsl.syntax.layout import MAX_BYTES, read_source
 from flowdsl.syntax.tree import (
@@ -48,10 +49,12 @@ def compare_with(expected: Path, text: str, accept: bool) -> None:
 
 def summary(objective: Objective) -> str:
     """What resolution made of a spec, one fact a line."""
-    names = {value: name for name, value in objective.definitions.items() if value.size > 1}
+    notation = Notation.of(objective)
+    own = Notation(paths=notation.paths)  # in a path or a map, names are those of its formals
     out = [f"constants {', '.join(f'{k} = {v}' for k, v in objective.constants.items())}".rstrip()]
     out += [
-        f"path {p.state}({p.time}): velocity {show(p.velocity)}" for p in objective.paths.values()
+        f"path {p.state}({p.time}): velocity {own.text(p.velocity)}"
+        for p in objective.paths.values()
     ]
     for draw in objective.draws.values():
         out.append(f"draw {draw.name}: {draw.kind.value}, {draw.level.name.lower()}")
@@ -59,20 +62,19 @@ def summary(objective: Objective) -> str:
         arguments = ", ".join(f"{name} {kind.value}" for name, kind in network.arguments)
         out.append(f"network {network.name}({arguments} | {', '.join(network.conditions)})")
     for flow_map in objective.maps.values():
-        out.append(f"{flow_map.name} {show(flow_map.start)} -> {show(flow_map.end)}")
+        out.append(f"{flow_map.name} {own.text(flow_map.start)} -> {own.text(flow_map.end)}")
     for name, value in objective.definitions.items():
         if value.size > 1:
-            others = {k: v for k, v in names.items() if v != name}
-            out.append(f"let {name} = {show(value, others)}")
+            out.append(f"let {name} = {Notation.of(objective, name).text(value)}")
     for term in objective.terms:
         out.append(f"term {term.name}")
-        out.append(f"  prediction {show(term.prediction, names)}")
+        out.append(f"  prediction {notation.text(term.prediction)}")
         if term.target is not None:
-            out.append(f"  target     {show(term.target, names)}")
-            residual = {**names, term.prediction: "prediction", term.target: "target"}
-            out.append(f"  loss       {show(term.loss, residual)}")
+            out.append(f"  target     {notation.text(term.target)}")
+            residual = {**notation.names, term.prediction: "prediction", term.target: "target"}
+            out.append(f"  loss       {replace(notation, names=residual).text(term.loss)}")
         if term.rows is not None:
-            out.append(f"  rows       {show(term.rows, names)}")
+            out.append(f"  rows       {notation.text(term.rows)}")
     return "\n".join(out) + "\n"
 
 
@@ -320,7 +322,7 @@ def test_product_rule_and_chain_rule_match_finite_differences() -> None:
 def test_later_lines_override_on_their_rows() -> None:
     meanflow = pipeline.load("meanflow")
     r = meanflow.definitions["r"]
-    assert show(r) == "select(diagonal, t, r)"
+    assert Notation().text(r) == "(t on diagonal, else r)"
     assert meanflow.draws["diagonal"].kind is Kind.TRUTH
     assert meanflow.draws["t"].level is Level.ROW
 
@@ -354,11 +356,12 @@ def test_a_call_with_a_bar_replaces_networks_states_and_conditions() -> None:
     )
     prediction = tvm.terms[0].prediction
     assert [n.network for n in walk(prediction) if isinstance(n, Evaluate)] == ["slow"]
-    assert show(tvm.terms[0].target) == "stop(z(q | noise = velocity(z(s + gap))))"
+    assert Notation().text(tvm.terms[0].target) == "stop(z(q | noise = velocity(z(s + gap))))"
 
 
 def test_functions_are_inlined_with_keywords() -> None:
     x = _term("match u(z, t, r) to velocity\nloss huber(error, c = 3)").terms[0].loss
+    show = Notation().text
     assert show(x) == show(
         _term("match u(z, t, r) to velocity\nloss sqrt(error + 9 / 3 * 3^1 - 0 + 0)").terms[0].loss
     ).replace("sqrt(", "sqrt(").replace(" + 9 / 3 * 3^1 - 0 + 0)", " + 3^2) - 3")

@@ -22,7 +22,7 @@ from flowdsl.spec.core import (
     transform,
     walk,
 )
-from flowdsl.spec.objective import Moving, Objective, Term
+from flowdsl.spec.objective import Objective, Term
 from flowdsl.spec.operations import OPERATIONS
 
 SQUARES = ("sum_squares", "mean_squares")
@@ -61,7 +61,7 @@ def bare(objective: Objective) -> Bare:
         replaced[term.name] = tuple(notes)
     moving = objective.moving
     if moving is not None and moving.along is not None:
-        moving = Moving(moving.time, strip(moving.along), moving.span)
+        moving = replace(moving, along=strip(moving.along))
     maps = {name: replace(m, body=strip(m.body)) for name, m in objective.maps.items()}
     plain = replace(objective, terms=tuple(terms), moving=moving, maps=maps, claims=(), stages=())
     return Bare(plain, replaced)

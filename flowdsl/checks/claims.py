@@ -11,8 +11,8 @@ from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.compare import compare
 from flowdsl.proof.errors import Undecided
-from flowdsl.proof.notation import Notation
 from flowdsl.proof.sums import Pair
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Claim, Objective
 
 NAME = "claims"

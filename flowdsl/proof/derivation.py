@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowdsl.proof.notation import Notation
 from flowdsl.spec.core import Expr
+from flowdsl.spec.notation import Notation
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Derivation:
     """The target that map and moving time imply: `prediction` is to equal `target`.
 
     `identity` is the identity used. The core expressions are those of the objective, so they can be
-    compiled. `totals` are the total derivatives among them, with the time that moves.
+    compiled. `notation` is how they are written.
     """
 
     identity: str
@@ -31,18 +30,12 @@ class Derivation:
     prediction: Expr
     target: Expr
     steps: tuple[Step, ...]
-    names: Mapping[Expr, str]
-    states: Mapping[Expr, str]
-    totals: Mapping[Expr, str]
-
-    def notation(self, latex: bool = False) -> Notation:
-        """How its expressions are written."""
-        return Notation(self.names, latex, self.states, self.totals)
+    notation: Notation
 
     @property
     def text(self) -> str:
         """The steps as a person would write them on paper."""
-        notation = self.notation(False)
+        notation = self.notation
         wide = max(len(step.words) for step in self.steps)
         return "\n".join(
             f"{step.words.ljust(wide)}  {notation.text(step.left)} = {notation.text(step.right)}"
@@ -52,9 +45,9 @@ class Derivation:
     @property
     def latex(self) -> str:
         """The steps as an aligned environment."""
-        notation = self.notation(True)
+        notation = self.notation
         lines = [
-            rf"  {notation.text(step.left)} &= {notation.text(step.right)}"
+            rf"  {notation.latex(step.left)} &= {notation.latex(step.right)}"
             rf" && \text{{{step.words}}}"
             for step in self.steps
         ]
@@ -62,8 +55,8 @@ class Derivation:
 
     @property
     def target_text(self) -> str:
-        return self.notation(False).text(self.target)
+        return self.notation.text(self.target)
 
     @property
     def prediction_text(self) -> str:
-        return self.notation(False).text(self.prediction)
+        return self.notation.text(self.prediction)

@@ -12,6 +12,7 @@ the derivative in the time that moves, and w the direction along which the state
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 from flowdsl.diagnostics import Span, fail
@@ -20,7 +21,6 @@ from flowdsl.proof.cases import Case
 from flowdsl.proof.derivation import Derivation, Step
 from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.proof.field import Element
-from flowdsl.proof.notation import Notation
 from flowdsl.proof.truth import MapNetwork, shape_of, single_call
 from flowdsl.proof.write import element_expr
 from flowdsl.spec.core import (
@@ -43,7 +43,9 @@ from flowdsl.spec.core import (
     replace_formals,
     sub,
 )
+from flowdsl.spec.notation import NOWHERE, Notation, times_of
 from flowdsl.spec.objective import FlowMap, Objective
+from flowdsl.syntax.tree import Call, Derivative, Expression, Name
 
 ZERO_FRACTION = Fraction(0)
 
@@ -115,32 +117,41 @@ class _Deriver:
         rest.sort(key=lambda item: item[1] is derivative)
         target = self._sum(rest, write)
         time = self.moving.name
-        speed = Formal(f"d/d{time}[φ]", Kind.STATE)
+        speed, speed_there = Formal("speed", Kind.STATE), Formal("speed there", Kind.STATE)
         identity = "eulerian" if start_moves else "lagrangian"
         law = (
             "start moves along the flow: the landing point stays"
             if start_moves
             else "end moves: the landing point moves with the velocity there"
         )
-        shown_right = Number(ZERO_FRACTION) if start_moves else Formal(f"v(φ, {time})", Kind.STATE)
+        shown_right = Number(ZERO_FRACTION) if start_moves else speed_there
+        phi = Name(NOWHERE, landing.name)
+        names: dict[Expr, str | Expression] = {
+            mapped: self._map_call(values),
+            speed: Derivative(NOWHERE, time, phi),
+            speed_there: Call(NOWHERE, "v", (phi, Name(NOWHERE, time))),
+            **self._names(),
+        }
+        notation = replace(self._notation(), names=names, totals={derivative: time})
         steps = (
             Step("the map", landing, body),
             Step(f"{law} ({identity} identity)", speed, shown_right),
             Step("differentiate the map", speed, moved),
             Step("solve for the network", network, target),
         )
-        return Derivation(
-            identity, time, network, Stop(target), steps,
-            {mapped: self._map_text(values), **self._names()}, self._states(), {derivative: time},
-        )  # fmt: skip
+        return Derivation(identity, time, network, Stop(target), steps, notation)
 
-    def _map_text(self, values: dict[str, Expr]) -> str:
+    def _notation(self) -> Notation:
+        objective = self.objective
+        return Notation(self._names(), times_of(objective), objective.moving)
+
+    def _map_call(self, values: dict[str, Expr]) -> Expression:
         """`map(z, t, s)` for the map's body."""
-        notation = Notation(self._names(), False, self._states())
-        shown = [self.flow_map.state.name]
-        shown += [notation.text(values[f.name]) for f in (self.flow_map.start, self.flow_map.end)
-                  if isinstance(f, Formal)]  # fmt: skip
-        return f"{self.flow_map.name}({', '.join(shown)})"
+        notation, flow_map = self._notation(), self.flow_map
+        times = [values[f.name] if isinstance(f, Formal) else f
+                 for f in (flow_map.start, flow_map.end)]  # fmt: skip
+        shown = tuple(notation.tree(e) for e in (values[flow_map.state.name], *times))
+        return Call(NOWHERE, flow_map.name, shown)
 
     # pieces
 
@@ -307,30 +318,33 @@ class _Deriver:
             factor = -c if negative else c
             term = expr if factor == 1 else _product(write(factor), expr)
             if total is None:
-                total = neg(term) if negative else term
+                total = _negative(term) if negative else term
             else:
                 total = sub(total, term) if negative else add(total, term)
         return Number(ZERO_FRACTION) if total is None else total
 
-    def _names(self) -> dict[Expr, str]:
+    def _names(self) -> dict[Expr, str | Expression]:
         """Names of the spec for the expressions they stand for, on rows of this kind."""
         moving = self.objective.moving
-        found: dict[Expr, str] = {}
+        found: dict[Expr, str | Expression] = {}
         for name, expr in self.objective.definitions.items():
             kind = self.objective.kind(expr)
             whole = moving is not None and moving.along == expr
-            if (kind is Kind.TIME or kind is Kind.SCALAR or whole) and not isinstance(expr, Number):
+            if kind in (Kind.TIME, Kind.SCALAR, Kind.LABEL) or whole:
                 found[expr] = name
-                found[self.on_rows(expr)] = name
-        if moving is not None and moving.along is not None and moving.span is not None:
-            written = moving.span.text.partition(" along ")[2].strip()
-            if written and "\n" not in written:
-                found.setdefault(self.on_rows(moving.along), written)
+        for expr, shown in list(found.items()):
+            found.setdefault(self.on_rows(expr), shown)
+        if moving is not None and moving.along is not None and moving.written is not None:
+            found.setdefault(self.on_rows(moving.along), moving.written)
         return {e: n for e, n in found.items() if not isinstance(e, Number | PathVelocity)}
 
-    def _states(self) -> dict[Expr, str]:
-        state = self._values()[self.flow_map.state.name]
-        return {state: self.flow_map.state.name}
+
+def _negative(term: Expr) -> Expr:
+    """The sign stands at the first factor, as one writes it."""
+    match term:
+        case Apply("mul" | "div" as op, (first, rest)):
+            return Apply(op, (_negative(first), rest))
+    return neg(term)
 
 
 def _product(factor: Expr, expr: Expr) -> Expr:
@@ -367,4 +381,4 @@ def derived_text(analysis: Analysis) -> str:
     body = target.body if isinstance(target, Stop) else target
     whose = "start" if found.identity == "eulerian" else "end"
     law = f"{found.identity.capitalize()} identity, {whose} time {found.moving}"
-    return f"{found.prediction_text} = {found.notation().text(body)}      {law}"
+    return f"{found.prediction_text} = {found.notation.text(body)}      {law}"

@@ -17,7 +17,6 @@ from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
 from flowdsl.proof.moment import moment_of
-from flowdsl.proof.notation import Notation
 from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import Calculus, State
 from flowdsl.spec.core import (
@@ -37,6 +36,7 @@ from flowdsl.spec.core import (
     Training,
     walk,
 )
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Objective
 
 Conditions = tuple[tuple[str, object], ...]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Conditions, Reader
-from flowdsl.proof.notation import Notation
 from flowdsl.proof.sample import X, live_calls
 from flowdsl.proof.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 from flowdsl.spec.core import (
@@ -24,6 +23,7 @@ from flowdsl.spec.core import (
     PathState,
     walk,
 )
+from flowdsl.spec.notation import Notation
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis, Study

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flowdsl.proof.notation import Notation
 from flowdsl.spec.core import (
     Draw,
     Evaluate,
@@ -16,6 +15,7 @@ from flowdsl.spec.core import (
     transform,
     walk,
 )
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import FlowMap, Objective
 
 
@@ -47,7 +47,7 @@ def _foreign(objective: Objective, flow_map: FlowMap, calls: list[Evaluate]) -> 
     """Something random that the map depends on and that no condition tells its network."""
     shown = {value: Formal(name, Kind.SCALAR) for call in calls for name, value in call.conditions}
     body = transform(flow_map.body, lambda node: shown.get(node, node))
-    notation = Notation({e: n for n, e in objective.definitions.items()}, False)
+    notation = Notation.of(objective)
     for node in walk(body):
         match node:
             case PathState() | PathVelocity():

@@ -84,7 +84,7 @@ def resolve_moving(resolver: Resolver) -> Moving | None:
     direction = resolver.expression(along) if along is not None else None
     if direction is not None and resolver.kind(direction) is not Kind.STATE:
         raise fail("kinds", "a state moves along a state", along.span if along else span)
-    return Moving(time, direction, span)
+    return Moving(time, direction, span, along)
 
 
 def derivative(resolver: Resolver, node: Derivative, env: Env) -> Expr:

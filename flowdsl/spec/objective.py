@@ -19,6 +19,7 @@ from flowdsl.spec.core import (
     transform,
 )
 from flowdsl.spec.kinds import kind_of
+from flowdsl.syntax.tree import Expression
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Moving:
-    """`differentiate time along direction`; the direction is an expression of kind state."""
+    """`differentiate time along direction`; the direction is an expression of kind state, and
+    `written` is that direction as the spec writes it."""
 
     time: str
     along: Expr | None
     span: Span | None = field(default=None, compare=False, repr=False)
+    written: Expression | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

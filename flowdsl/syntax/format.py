@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowdsl.syntax.tree import (
     Binary,
     Call,
+    Choice,
     Comparison,
     Derivative,
     Expression,
@@ -12,6 +13,7 @@ from flowdsl.syntax.tree import (
     Name,
     NumberLiteral,
     Replacement,
+    Tangents,
     Tree,
     Unary,
 )
@@ -101,7 +103,24 @@ def _render(expression: Expression) -> tuple[str, int]:
         case Derivative(_, variable, body, along):
             tail = f" along {format_expression(along)}" if along else ""
             return f"d/d{variable}[{format_expression(body)}{tail}]", _ATOM
+        case Choice():
+            return _choice(expression), _ATOM
+        case Tangents(_, body, directions):
+            head = "J" if len(directions) == 1 else f"D{len(directions)}"
+            shown = [", ".join(map(format_expression, d)) for d in directions]
+            inside = shown[0] if len(shown) == 1 else ", ".join(f"({d})" for d in shown)
+            return f"{head} {format_expression(body)}[{inside}]", _ATOM
     raise TypeError(f"flowdsl/syntax/format.py has no rule for {type(expression).__name__}")
+
+
+def _choice(choice: Choice) -> str:
+    """`(a on p, b on q, else c)`: a choice in the place of the rest goes on with it."""
+    rows = []
+    rest: Expression = choice
+    while isinstance(rest, Choice):
+        rows.append(f"{format_expression(rest.yes)} on {format_expression(rest.condition)}")
+        rest = rest.no
+    return f"({', '.join(rows)}, else {format_expression(rest)})"
 
 
 def _replacement(replacement: Replacement) -> str:

@@ -83,6 +83,24 @@ class Derivative(Expression):
 
 
 @dataclass(frozen=True)
+class Choice(Expression):
+    """`(yes on condition, else no)`: what `on` lines make of a name. Printed, never parsed."""
+
+    condition: Expression
+    yes: Expression
+    no: Expression
+
+
+@dataclass(frozen=True)
+class Tangents(Expression):
+    """`J body[w, 1, 0]`: the derivative of a call along tangents of its arguments, in their order;
+    `D2 body[(…), (…)]` along two. Printed where no `d/dX[…]` says the same; never parsed."""
+
+    body: Expression
+    directions: tuple[tuple[Expression, ...], ...]
+
+
+@dataclass(frozen=True)
 class Line(Node):
     """One line of a section."""
 
