@@ -123,6 +123,5 @@ def right_specs(draw: st.DrawFn) -> str:
 def written_out(text: str) -> str:
     """The spec with its derived target in full, as `flowdsl derive` prints it."""
     found = derive(load_text(text))
-    notation = found.notation()
-    line = f"target match {found.prediction_text} to {notation.text(found.target)}"
+    line = f"target match {found.prediction_text} to {found.target_text}"
     return text.replace("target derived", line)
