@@ -34,6 +34,7 @@ class NetworkOptions:
     depth: int | None = None
     width: int | None = None
     heads: int | None = None
+    own_blocks: int = 0
 
     def settings(self) -> list[Setting]:
         return [
@@ -41,6 +42,7 @@ class NetworkOptions:
                 resized(find_size(size), depth=self.depth, width=self.width, heads=self.heads),
                 (self.channels, resolution, resolution),
                 self.patch,
+                self.own_blocks,
             )
             for size in self.sizes
             for resolution in self.resolutions

@@ -46,6 +46,10 @@ def bench(
     heads: Annotated[
         int | None, typer.Option(min=1, help="Heads of attention, in place of the size's.")
     ] = None,
+    own_blocks: Annotated[
+        int,
+        typer.Option(min=0, help="The last blocks that each of several outputs has for itself."),
+    ] = 0,
     network: Annotated[
         str | None,
         typer.Option(help="Your own network: path/to/file.py:NAME or module:NAME, for every role."),
@@ -105,6 +109,7 @@ def bench(
         depth=depth,
         width=width,
         heads=heads,
+        own_blocks=own_blocks,
     )
     options = BenchOptions(
         batch=batch,

@@ -50,13 +50,23 @@ class Statement:
 
 
 class Body:
-    """Writes the statements that compute a graph's values."""
+    """Writes the statements that compute a graph's values. With `leave_out`, networks are asked
+    for those of several heads that are read.
+    """
 
-    def __init__(self, graph: Graph, printer: Printer, names: Names, exact: bool = True) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        printer: Printer,
+        names: Names,
+        exact: bool = True,
+        leave_out: bool = False,
+    ) -> None:
         self.graph = graph
         self.printer = printer
         self.names = names
         self.exact = exact
+        self.leave_out = leave_out
         self.gradient: Gradient = gradient(graph)
         self.statements: list[Statement] = []
         self._done: set[int] = set()
@@ -162,7 +172,7 @@ class Body:
         call = node.call
         frozen = not call.record
         self.printer.quiet = frozen
-        network = self.printer.roles[call.network]
+        network = self._asked(at, node, self.printer.roles[call.network])
         arguments = [self.printer.vector(i) for i in node.inputs[: call.arguments]]
         given = [
             f"{name}={self.printer.vector(i)}"
@@ -179,6 +189,28 @@ class Body:
             where = self.printer.text(self.graph[node.rows].inputs[0])
             comment += f", only where {_words(where)}"
         self.statements.append(Statement((at,), f"{targets} = {text}", comment, frozen=frozen))
+
+    def _asked(self, at: int, node: Node, network: str) -> str:
+        """The network, or that asked for those of its heads that are read."""
+        heads = [name for name, _ in self.graph.objective.networks[node.call.network].heads]
+        orders = len(node.call.directions)
+        if len(heads) < 2 or not self.leave_out or orders > 1 or (orders and not self.exact):
+            return network
+        read = {False: set[str](), True: set[str]()}  # of the values, of the derivatives
+        for result in self._results[at]:
+            layer = self.graph[self.graph[result].inputs[0]].op
+            derived = layer in ("tangent", "derivative")
+            read[derived].add(str(self.graph[result].detail))
+        wanted = [[h for h in heads if h in read[derived]] for derived in (False, True)]
+        if wanted[0] == heads and (not node.call.directions or wanted[1] == heads):
+            return network
+        if not node.call.directions:
+            wanted.pop()
+        elif wanted == [[], heads]:
+            return network
+        self.printer.helpers.add("only")
+        texts = (f"({', '.join(map(repr, w))}{',' if len(w) == 1 else ''})" for w in wanted)
+        return f"only({', '.join([network, *texts])})".replace("'", '"')
 
     def _call_text(
         self, node: Node, network: str, arguments: list[str], given: list[str], rows: str | None

@@ -59,7 +59,8 @@ def begin(writer: Writer, graph: Graph, like: str, reserved: frozenset[str]) -> 
             readers = [graph[user] for user in graph.users[at]]
             if len(readers) == 1 and readers[0].name == "label":
                 names.release("label")  # the spec's label takes the place of the given one
-    return Function(graph, printer, names, Body(graph, printer, names, writer.exact))
+    body = Body(graph, printer, names, writer.exact, writer.program.optimized)
+    return Function(graph, printer, names, body)
 
 
 def lay_docstring(first: str, rest: str = "", indent: int = 0, width: int = 100) -> list[str]:

@@ -59,6 +59,13 @@ SHARED_JVP = '''def shared_jvp(network, point, direction, /, **conditions):
         return value, jvp(network, point, direction, **conditions)[1]
 '''
 
+ONLY = '''def only(network, value, derivative=()):
+    """The network, asked for some of its heads; it may return None for the values and derivatives
+    of others, if it knows how to leave them out.
+    """
+    return network.only(value, derivative) if hasattr(network, "only") else network
+'''
+
 #: The difference quotient of a network with one output, and with several.
 ONE = "(after - before) / (2 * STEP)"
 SEVERAL = "tuple((a - b) / (2 * STEP) for a, b in zip(after, before))"
@@ -91,3 +98,13 @@ ON_ROWS = '''def on_rows(rows, batch, function, *arguments, **conditions):
 
     return spread(function(*take(arguments), **{name: take(x) for name, x in conditions.items()}))
 '''
+
+#: The same for heads that may be left out.
+ON_ROWS_OF_HEADS = ON_ROWS.replace(
+    """            return tuple(spread(y) for y in x)
+        return x.new_zeros""",
+    """            return tuple(spread(y) for y in x)
+        if x is None:
+            return None
+        return x.new_zeros""",
+)

@@ -85,7 +85,8 @@ def _helper_texts(writer: Writer) -> list[str]:
         "difference": helpers.DIFFERENCE.replace(
             "CHANGE", helpers.SEVERAL if several else helpers.ONE
         ),
-        "on_rows": helpers.ON_ROWS,
+        "only": helpers.ONLY,
+        "on_rows": helpers.ON_ROWS_OF_HEADS if "only" in used else helpers.ON_ROWS,
     }
     texts += [text for name, text in plain.items() if name in used]
     return [line for text in texts for line in [*text.rstrip("\n").split("\n"), "", ""]]

@@ -12,7 +12,8 @@ from flowdsl.diagnostics import fail
 RESERVED = frozenset(
     """
     torch networks data draws label progress step steps terms batch kind real generator lift
-    value losses jvp shared_jvp difference on_rows snap snap_rows batch_mean beta shifted STEP
+    value losses jvp shared_jvp difference on_rows only snap snap_rows batch_mean beta shifted
+    STEP
     """.split()  # noqa: SIM905
 )
 

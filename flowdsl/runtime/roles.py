@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.runtime.contract import NetworkSignature, ObjectiveSignature
-from flowdsl.runtime.tangents import Differentiable, Direction, Finding
+from flowdsl.runtime.tangents import Differentiable, Direction, Finding, SomeHeads
 
 Network = nn.Module | Callable[..., Any]
 Networks = Network | Mapping[str, Network]
@@ -99,7 +99,7 @@ def callable_roles(
         if (role.frozen or role.average_of is not None) and _learns(network):
             function = _Detached(network)
         known = None if findings is None else findings.of(network)
-        engine = Differentiable(function, known)
+        engine = Differentiable(function, known, tuple(head.name for head in role.heads))
         found[name] = engine if torch.compiler.is_compiling() else _Watched(engine, role)
     return found
 
@@ -130,29 +130,41 @@ class _Detached:
 
 
 class _Watched:
-    """A network whose calls are checked against its signature."""
+    """A network whose calls are checked against its signature. Where it was asked for some heads
+    only, the others may be missing.
+    """
 
-    def __init__(self, network: Differentiable, role: NetworkSignature) -> None:
+    def __init__(
+        self,
+        network: Differentiable,
+        role: NetworkSignature,
+        part: Differentiable | SomeHeads | None = None,
+    ) -> None:
         self.network = network
         self.role = role
+        self.part = network if part is None else part
+
+    def only(self, value: tuple[str, ...], derivative: tuple[str, ...] = ()) -> _Watched:
+        """The network, of which only the values and derivatives of these heads are read."""
+        return _Watched(self.network, self.role, self.network.only(value, derivative))
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
         with self._explained(arguments, conditions):
-            result = self.network(*arguments, **conditions)
+            result = self.part(*arguments, **conditions)
         self._check(result, arguments)
         return result
 
     def jvp(self, point: Sequence[Any], direction: Direction, /, **conditions: Any) -> Any:
         """Value and derivative, both recorded."""
         with self._explained(point, conditions):
-            found = self.network.jvp(point, direction, **conditions)
+            found = self.part.jvp(point, direction, **conditions)
         self._check(found[0], point)
         return found
 
     def shared_jvp(self, point: Sequence[Any], direction: Direction, /, **conditions: Any) -> Any:
         """The value, recorded, and beside it the derivative, without gradient."""
         with self._explained(point, conditions):
-            found = self.network.shared_jvp(point, direction, **conditions)
+            found = self.part.shared_jvp(point, direction, **conditions)
         self._check(found[0], point)
         return found
 
@@ -201,7 +213,7 @@ class _Watched:
             if declared.kind == "state"
         ]
         for head, value in zip(heads, result if several else (result,), strict=True):
-            if head.kind == "features":
+            if head.kind == "features" or (value is None and self.part is not self.network):
                 continue
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 found = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -22,12 +22,14 @@ Make = Callable[[NetworkSignature, tuple[int, ...]], nn.Module]
 @dataclass(frozen=True)
 class Setting:
     """One network: a size, and the shape (channels, height, width) of one sample. `patch` is in
-    pixels, None to choose one.
+    pixels, None to choose one; `own_blocks` are the last blocks, of which each of several outputs
+    has its own.
     """
 
     size: Size = SIZES["nano"]
     shape: tuple[int, ...] = (1, 8, 8)
     patch: int | None = None
+    own_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def bundled(setting: Setting, classes: int | None) -> Make:
             )
         patch = setting.patch or choose_patch(setting.size, *shape[1:])
         config = configure(role, shape=(shape[0], shape[1], shape[2]), classes=classes, patch=patch)
-        return network_from_config(replace(config, size=setting.size))
+        own = setting.own_blocks if len(role.heads) > 1 else 0
+        return network_from_config(replace(config, size=setting.size, own_blocks=own))
 
     return make
 

@@ -6,7 +6,7 @@ They know how a network role is called and nothing of the objective that trains 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from flowdsl.diagnostics import fail
 from flowdsl.runtime.contract import NULL_LABEL, ArgumentKind
 from flowdsl.runtime.nets.adopt import adopted
 from flowdsl.runtime.nets.config import NetworkConfig
+from flowdsl.runtime.nets.duals import leads_to
 from flowdsl.runtime.nets.inputs import Inputs, Value, bind, check_labels
 from flowdsl.runtime.nets.layers import (
     Block,
@@ -30,7 +31,7 @@ from flowdsl.runtime.nets.layers import (
 )
 from flowdsl.runtime.nets.recompute import through
 
-Output = Tensor | tuple[Tensor, ...]
+Output = Tensor | tuple[Tensor | None, ...]
 
 
 class Network(nn.Module):
@@ -99,8 +100,12 @@ class DiT(Network):
     `(batch,)`, conditions by keyword. Several states are joined along the channels; the first time
     is embedded as it is, further ones as their gap to it. State heads have the shape and type of
     the first state, scalar heads the shape `(batch,)`; several heads make a tuple. All are zero
-    until trained. A call that doesn't fit raises a diagnostic.
+    until trained. Of several heads, `only_heads` names those to compute; the others are None. A
+    call that doesn't fit raises a diagnostic.
     """
+
+    #: Whether `forward` takes `only_heads`; any network may say so.
+    takes_only_heads = True
 
     def __init__(self, config: NetworkConfig) -> None:
         size, patch = config.size, config.patch
@@ -123,7 +128,12 @@ class DiT(Network):
         self.prefixes = shown if config.conditioning == "in_context" else None
         self.heads = nn.ModuleList(_head(config, head.kind, cell) for head in config.heads)
 
-    def forward(self, *arguments: Tensor, **conditions: Value) -> Output:
+    def forward(
+        self,
+        *arguments: Tensor,
+        only_heads: Collection[str] | None = None,
+        **conditions: Value,
+    ) -> Output:
         inputs = bind(self.config, arguments, conditions)
         tokens, condition, late = self._start(inputs)
         inside = tokens
@@ -134,14 +144,18 @@ class DiT(Network):
             inside = tokens if number + 1 == middle else inside
         alone = all(head.kind == "features" for head in self.config.heads)
         handed = _without(self.config.prefix, tokens if alone else inside)
-        outputs: list[Tensor] = []
+        outputs: list[Tensor | None] = []
         for head, argument in zip(self.heads, self.config.heads, strict=True):
+            if only_heads is not None and argument.name not in only_heads:
+                outputs.append(None)
+                continue
             if argument.kind == "features":
                 outputs.append(handed)
                 continue
-            output = self._paste(head(tokens, late, self.recompute), argument.kind)
-            outputs.append(output.to(inputs.states[0].dtype) if inputs.states else output)
-        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+            with leads_to(argument.name):
+                output = self._paste(head(tokens, late, self.recompute), argument.kind)
+                outputs.append(output.to(inputs.states[0].dtype) if inputs.states else output)
+        return tuple(outputs) if len(self.heads) > 1 else cast(Tensor, outputs[0])
 
     def _start(self, inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The first tokens, and what conditions the first and the last blocks, where that isn't

@@ -27,6 +27,42 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _LEFT_TO_PYTORCH: ContextVar[bool] = ContextVar("left to PyTorch", default=False)
 
 
+#: The heads whose derivative is wanted, where not all are; and whether what runs leads to no other.
+_MOVING: ContextVar[tuple[str, ...] | None] = ContextVar("heads with a derivative", default=None)
+_STILL: ContextVar[bool] = ContextVar("needs no derivative", default=False)
+
+
+@contextmanager
+def moving_heads(names: tuple[str, ...]) -> Iterator[None]:
+    """While entered, networks that compute head by head need the derivatives of these only."""
+    token = _MOVING.set(names)
+    try:
+        yield
+    finally:
+        _MOVING.reset(token)
+
+
+@contextmanager
+def leads_to(head: str) -> Iterator[None]:
+    """A network enters this around what serves one of its heads alone: no derivative is taken
+    beside it where that of the head isn't wanted.
+    """
+    moving = None if torch.compiler.is_compiling() else _MOVING.get()
+    if moving is None or head in moving:
+        yield
+        return
+    token = _STILL.set(True)
+    try:
+        yield
+    finally:
+        _STILL.reset(token)
+
+
+def is_still() -> bool:
+    """Whether no derivative is wanted of what runs now."""
+    return _STILL.get()
+
+
 @contextmanager
 def pytorch_rules() -> Iterator[None]:
     """While entered, the bundled layers are what anyone would write: their forward derivatives are

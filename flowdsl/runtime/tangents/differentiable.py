@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from flowdsl.runtime.nets.dit import Network
 from flowdsl.runtime.nets.duals import innermost_transform
+from flowdsl.runtime.tangents.heads import Asked, only
 from flowdsl.runtime.tangents.ledger import NotShared
 from flowdsl.runtime.tangents.live import Live
 from flowdsl.runtime.tangents.shared import Direction, tangent_of, value_and_derivative
@@ -59,15 +60,33 @@ class Differentiable:
     """A network with derivatives. Called, it is the network.
 
     `finding` is found at the first `shared_jvp`, and holds from then on; give it to a new wrapper
-    of the same network to spare it the trial. None is not known yet.
+    of the same network to spare it the trial. None is not known yet. `heads` names the results of
+    a network that returns several.
     """
 
-    def __init__(self, network: Callable[..., Any], finding: Finding | None = None) -> None:
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        finding: Finding | None = None,
+        heads: tuple[str, ...] = (),
+    ) -> None:
         self.network = network
         self.finding = finding
+        self.heads = heads
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
         return self.network(*arguments, **conditions)
+
+    def only(
+        self, value: tuple[str, ...], derivative: tuple[str, ...] = ()
+    ) -> Differentiable | SomeHeads:
+        """The network, of which only the values and derivatives of these heads are read: the
+        others are None if it can leave them out (`takes_only_heads`), or computed for nothing.
+        """
+        able = getattr(_bare(self.network), "takes_only_heads", False)
+        if not able or len(self.heads) < 2:
+            return self
+        return SomeHeads(self, Asked(self.heads, value, derivative))
 
     def shared_jvp(
         self, point: Sequence[Any], direction: Direction, /, **conditions: Any
@@ -80,7 +99,9 @@ class Differentiable:
         allows it and nothing else is at work, else two. Dropout drops the same in both. The first
         call compares the derivative with that of a second pass, and trusts it only if they agree.
         """
-        call = _Call(self.network, point, direction, conditions)
+        return self._shared(_Call(self.network, point, direction, conditions))
+
+    def _shared(self, call: _Call) -> tuple[Any, Any]:
         if torch.compiler.is_compiling() or _transformed():
             return call.two_passes()
         if self.finding is None:
@@ -119,8 +140,44 @@ class Differentiable:
         return call.two_passes()
 
 
+class SomeHeads:
+    """A network asked for some of its heads: called, and derived, as the whole network is."""
+
+    def __init__(self, whole: Differentiable, asked: Asked) -> None:
+        self.whole = whole
+        self.asked = asked
+
+    def __call__(self, *arguments: Any, **conditions: Any) -> Any:
+        asked = self.asked
+        network = only(self.whole.network, asked.names, asked.value)
+        return asked.spread(asked.value, network(*arguments, **conditions))
+
+    def shared_jvp(
+        self, point: Sequence[Any], direction: Direction, /, **conditions: Any
+    ) -> tuple[Any, Any]:
+        """As of the whole network."""
+        call = _Call(self.whole.network, point, direction, conditions, self.asked)
+        return self._spread(*self.whole._shared(call))
+
+    def jvp(
+        self, point: Sequence[Any], direction: Direction, /, **conditions: Any
+    ) -> tuple[Any, Any]:
+        """As of the whole network. Values and derivatives come from one pass over all heads of
+        which either is read.
+        """
+        call = _Call(self.whole.network, point, direction, conditions, self.asked)
+        value, derivative = call.live()
+        return self._spread(value, self.asked.picked(derivative))
+
+    def _spread(self, value: Any, derivative: Any) -> tuple[Any, Any]:
+        asked = self.asked
+        return asked.spread(asked.both, value), asked.spread(asked.derivative, derivative)
+
+
 class _Call:
-    """A network and what it is called with."""
+    """A network and what it is called with. Where it is `asked` for some heads, results are those
+    alone, and derivatives those of the heads whose derivative is read.
+    """
 
     def __init__(
         self,
@@ -128,8 +185,10 @@ class _Call:
         point: Sequence[Any],
         direction: Direction,
         conditions: dict[str, Any],
+        asked: Asked | None = None,
     ) -> None:
         self.network = network
+        self.asked = asked
         self.point = point
         self.direction = direction
         self.conditions = conditions
@@ -138,18 +197,36 @@ class _Call:
     def inputs(self) -> tuple[Any, ...]:
         return (*self.point, *self.conditions.values())
 
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The network, with the results that are asked for."""
+        asked = self.asked
+        return self.network if asked is None else only(self.network, asked.names, asked.both)
+
     def one_pass(self) -> tuple[Any, Any]:
-        return value_and_derivative(self.network, self.point, self.direction, **self.conditions)
+        asked = self.asked
+        with nullcontext() if asked is None else asked.moving():
+            value, derivative = value_and_derivative(
+                self.called, self.point, self.direction, **self.conditions
+            )
+        return value, derivative if asked is None else asked.picked(derivative)
 
     def two_passes(self) -> tuple[Any, Any]:
         """The recorded pass comes first: autocast would keep weights that it cast unrecorded."""
         if torch.compiler.is_compiling():
-            value = self.network(*self.point, **self.conditions)
+            value = self.called(*self.point, **self.conditions)
             with torch.no_grad():
-                return value, self.live()[1]
+                return value, self._alone(self.network).live()[1]
         rewind, buffers = keep_random_state(self.inputs), Buffers(self.network)
-        value = self.network(*self.point, **self.conditions)
+        value = self.called(*self.point, **self.conditions)
         return value, self.derivative(rewind, buffers)
+
+    def _alone(self, network: Callable[..., Any]) -> _Call:
+        """The same call, for its derivative only."""
+        asked = self.asked
+        if asked is not None:
+            asked = Asked(asked.names, (), asked.derivative)
+        return _Call(network, self.point, self.direction, self.conditions, asked)
 
     def derivative(self, rewind: Callable[[], None], buffers: Buffers) -> Any:
         """That of the pass that was just made, for which these keep what it found."""
@@ -157,8 +234,7 @@ class _Call:
         rewind()
         try:
             with torch.no_grad():
-                again = _Call(buffers.replayed(), self.point, self.direction, self.conditions)
-                return again.live()[1]
+                return self._alone(buffers.replayed()).live()[1]
         finally:
             advance()
 
@@ -176,7 +252,7 @@ class _Call:
             for (i, _), x in zip(moving, moved, strict=True):
                 full[i] = x
             with nullcontext() if isinstance(_bare(self.network), Network) else Live():
-                return self.network(*full, **self.conditions)
+                return self.called(*full, **self.conditions)
 
         value, derivative = torch.func.jvp(along, tuple(values), tuple(tangents))[:2]
         return value, derivative

@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from flowdsl.runtime.nets.duals import is_still
 from flowdsl.runtime.tangents.generic import check, derive
 from flowdsl.runtime.tangents.inplace import FORGETFUL, functional, kind_of
 from flowdsl.runtime.tangents.ledger import Ledger, NotShared
@@ -62,6 +63,8 @@ class Beside(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: _Args = (), kwargs: _Named | None = None
     ) -> Any:
+        if is_still():
+            return func(*args, **(kwargs or {}))
         try:
             if func is _aten.detach.default:
                 return self._detach(args[0])

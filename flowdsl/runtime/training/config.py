@@ -44,6 +44,10 @@ class NetworkParts(BaseModel):
 
     norm: Annotated[Literal["rms", "layer"], Field(description="normalisation of tokens")] = "rms"
     qk_norm: Annotated[bool, Field(description="normalise queries and keys")] = False
+    own_blocks: Annotated[
+        int,
+        Field(ge=0, description="the last blocks that each of several outputs has for itself"),
+    ] = 0
     times: Annotated[
         Literal["together", "decoupled"],
         Field(description="all times to all blocks, or the second to the decoder's blocks only"),
