@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import flowdsl
+from flowdsl import pipeline
 from flowdsl.cli import app
 from flowdsl.cli.phases import phase_points
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.emit.load import load as load_source
+from flowdsl.passes.options import Options
 from flowdsl.runtime.agreement import Outcome, compare, outcome
 from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
 from flowdsl.runtime.bench.compiling import verify_compiled
@@ -495,6 +497,50 @@ def test_what_each_pass_earns() -> None:
     assert without["beside"] > flops["optimised"] + 0.1
     assert without["rows"] > flops["optimised"] + 1
     assert all(row["agreement"]["gradient"] < 1e-5 for n, row in rows.items() if "without" in n)
+
+
+@pytest.mark.parametrize(
+    ("spec", "costs"),
+    [
+        # in forward passes, as counted of the authors' own training code where it runs in PyTorch
+        ("tvm", {"otherwise": 13.0}),
+        ("meanflow", {"otherwise": 8.0}),
+        ("imf", {"otherwise": 8.0}),
+        ("alphaflow", {"alpha_is_0": 8.0, "alpha_is_1": 5.0, "otherwise": 6.0}),
+    ],
+)
+def test_plain_is_what_authors_evaluate(spec: str, costs: dict[str, float]) -> None:
+    by_hand = Options(optimize=False, transcribed=True)
+    program = pipeline.optimised(flowdsl.load(spec).typed, by_hand)
+    found = {step.phase: step.cost for step in program.steps if step.phase}
+    assert found == pytest.approx(costs)
+    assert not program.optimized
+    assert all(graph[at].call.record for p in program.phases for graph in [p.graph]
+               for at in graph.calls())  # fmt: skip
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("spec", ["tvm", "alphaflow"])
+def test_plain_computes_the_formula_as_it_stands(spec: str, progress: float) -> None:
+    objective = flowdsl.load(spec)
+    by_hand = Options(optimize=False, transcribed=True)
+    both = {
+        "formula": objective.compile(optimize=False),
+        "plain": pipeline.compiled(objective.typed, by_hand),
+    }
+    options = replace(QUICK, progress=progress, dtype=torch.float64)
+    (group,) = bench({spec: both}, [TINY], options).groups
+    plain = group.row("plain")
+    assert plain.agreement is not None
+    assert plain.agreement.gradient < 1e-12
+    assert plain.flops is not None
+    assert plain.flops < (group.row("formula").flops or 0) - 0.5
+
+
+def test_own_blocks_of_each_output() -> None:
+    rows = rows_of("imf", "--depth", "2", "--own-blocks", "1")
+    assert rows["optimised"]["agreement"]["gradient"] < 1e-5
+    assert rows["optimised"]["flops"] < rows_of("imf", "--depth", "2")["optimised"]["flops"]
 
 
 def test_a_network_of_ones_own(tmp_path) -> None:

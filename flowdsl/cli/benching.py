@@ -12,10 +12,11 @@ import typer
 from rich.console import Console
 
 import flowdsl
+from flowdsl import pipeline
 from flowdsl.cli.common import write
 from flowdsl.cli.phases import phase_points
 from flowdsl.diagnostics import fail
-from flowdsl.passes.options import OPTIONAL
+from flowdsl.passes.options import OPTIONAL, Options
 from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
 from flowdsl.runtime.bench.contest import UNOPTIMISED, WITHOUT
 from flowdsl.runtime.bench.options import own_network
@@ -89,8 +90,11 @@ def run_bench(
 def ways_of(
     objective: flowdsl.Objective, constants: Mapping[str, float], compiled: bool, ablation: bool
 ) -> dict[str, Loss]:
-    """The ways to compute an objective's loss, by name."""
-    written = objective.compile(optimize=False, constants=constants)
+    """The ways to compute an objective's loss, by name. The plain one is what authors write, not
+    what their formula says to the letter: it evaluates what each phase of training needs.
+    """
+    by_hand = Options(optimize=False, transcribed=True)
+    written = pipeline.compiled(objective.typed, by_hand, constants)
     best = objective.compile(constants=constants, fixed_shapes=compiled)
     ways = {"plain": written, UNOPTIMISED: written, "optimised": best}
     for name in OPTIONAL if ablation else ():

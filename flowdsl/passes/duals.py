@@ -14,16 +14,19 @@ import networkx as nx
 
 from flowdsl.ir.cells import Cells, analyse
 from flowdsl.ir.cost import RULES, rows_of
+from flowdsl.ir.gradient import gradient
 from flowdsl.ir.graph import Builder, Graph, Node, rewrite
 
 
-def duals(graph: Graph) -> Graph:
-    """Fuse pairs of a pass and its derivative."""
-    cells = analyse(graph)
+def duals(graph: Graph, learning: bool = False) -> Graph:
+    """Fuse pairs of a pass and its derivative; with `learning`, where gradient flows through it."""
+    cells, flow = analyse(graph), gradient(graph)
     pairs: dict[int, int] = {}  # call -> derivative
     for derivative in graph.calls():
         node = graph[derivative]
         if node.op != "derivative" or len(node.call.directions) != 1:
+            continue
+        if learning and not flow.learns(derivative):
             continue
         for call in graph.calls():
             if call not in pairs and _is_primal(graph, cells, call, derivative):

@@ -13,7 +13,9 @@ OPTIONAL = ("fold", "decide", "phases", "common", "stops", "reuse", "rows", "bes
 
 @dataclass(frozen=True)
 class Options:
-    """`optimize` false leaves the loss as anyone would write it down. `derivative` is "exact"
+    """`optimize` false leaves the loss as its formula stands; with `transcribed` it is then what a
+    careful hand makes of the formula: each phase of training evaluates what it needs and no more,
+    and a derivative through which gradient flows yields its value too. `derivative` is "exact"
     (forward mode) or "finite_difference". With `fixed_shapes` no shape depends on what is drawn, as
     torch.compile needs it. `without` names passes to leave out.
 
@@ -24,6 +26,7 @@ class Options:
     derivative: str = "exact"
     fixed_shapes: bool = False
     without: tuple[str, ...] = ()
+    transcribed: bool = False
 
     def __post_init__(self) -> None:
         _known("derivative", self.derivative, DERIVATIVES)

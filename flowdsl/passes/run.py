@@ -68,6 +68,8 @@ def run_passes(graph: Graph, options: Options | None = None) -> Program:
     prices = RULES if options.exact else DIFFERENCE
     written = graph
     steps = [_step("lower", "", graph, PLAIN if options.exact else DIFFERENCE)]
+    if not options.optimize and options.transcribed:
+        return _transcribed(graph, options, steps)
     if not options.optimize:
         return Program(graph, (Phase("", (), graph),), tuple(steps), optimized=False)
     if options.exact:
@@ -87,6 +89,27 @@ def run_passes(graph: Graph, options: Options | None = None) -> Program:
     if len(done) == 1:
         done = [replace(done[0], name="")]
     return Program(graph, tuple(done), tuple(steps), written=written)
+
+
+def _transcribed(graph: Graph, options: Options, steps: list[Step]) -> Program:
+    """What authors write by hand: the phases apart, and no evaluation twice for a derivative that
+    learns; for the rest the formula as it stands.
+    """
+    written = graph
+    for each in COMMON_PASSES:
+        graph = each.run(graph, options)
+    prices = PLAIN if options.exact else DIFFERENCE
+    done = []
+    for phase in phases(graph):
+        current = phase.graph
+        if options.exact:
+            current = duals(common(current), learning=True)
+            verify(current)
+        steps.append(_step("phases", phase.name, current, prices))
+        done.append(replace(phase, graph=current))
+    if len(done) == 1:
+        done = [replace(done[0], name="")]
+    return Program(graph, tuple(done), tuple(steps), optimized=False, written=written)
 
 
 def _chosen(passes: tuple[Pass, ...], options: Options) -> list[Pass]:
