@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 from flowdsl.checks.boundary import deviation
+from flowdsl.checks.candidates import candidates, stands_still
 from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.identity import used
 from flowdsl.checks.reach import untied, untrained
@@ -47,6 +48,8 @@ def _decide(objective: Objective, analysis: Analysis) -> list[Verdict]:
         verdicts += [_open(analysis, objective, found, c) for c in found.loose]
         verdicts += [_unread(reason) for reason in dict.fromkeys(found.failures) if not found.tied]
         verdicts += _elsewhere(objective, analysis)
+        if found.tied and not found.loose:
+            verdicts += candidates(objective, analysis, found)
         verdicts += _unreached(objective, analysis, found)
     return verdicts + _never_labelled(objective, analysis)
 
@@ -125,10 +128,12 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
                         diagnostic=Diagnostic(NAME, message, flow_map.span))
             )  # fmt: skip
     if _by_semigroup_alone(analysis):
-        verdicts.append(
-            Verdict(NAME, "note", "unique among networks that are continuous in their times: away "
-                                  "from the diagonal only the semigroup identity is used")
-        )  # fmt: skip
+        message = ("unique among networks that are continuous in their times: away from the "
+                   "diagonal only the semigroup identity is used")  # fmt: skip
+        if stands_still(analysis):
+            message += (", and the map that moves nothing there, with the right velocity on the "
+                        "diagonal, passes too")  # fmt: skip
+        verdicts.append(Verdict(NAME, "note", message))
     return verdicts
 
 

@@ -85,11 +85,13 @@ class Anchors:
         return rank(rows) < len(unknown)
 
 
-def anchors(analysis: Analysis) -> Anchors:
-    """Which fields the terms of an objective tie to the data."""
+def anchors(analysis: Analysis, without: str | None = None) -> Anchors:
+    """Which fields the terms of an objective tie to the data; `without` leaves out one term."""
     found = Anchors()
     wanted: dict[Conditions, None] = {}
     for case in _weighing(analysis):
+        if case.term.name == without:
+            continue
         try:
             equation = _equation(analysis, case)
         except Undecided as undecided:

@@ -30,6 +30,7 @@ from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap
 
 Marginal = Callable[[Conditions, State, Element], State]
+APART = ("still apart", "any apart")  #: maps that are the truth on the diagonal alone
 Landing = Callable[[Conditions, State, Element, Element], State]
 
 
@@ -285,7 +286,9 @@ class Networks:
     """A `Solution`: every network at the truth, or with another flow in its place.
 
     `kind` is whose flow the maps are solved for: "flow" (the truth), "hat" (any other), "zero" (no
-    motion), "constant" (one landing point for all), "free" (networks about which nothing is known).
+    motion), "constant" (one landing point for all), "free" (networks about which nothing is known),
+    "still apart" and "any apart" (the truth where a map's times are equal, elsewhere no motion, or
+    a map about which nothing is known).
     """
 
     context: Context
@@ -353,7 +356,8 @@ class Networks:
                 (self._name(owner, head), call.conditions), call.point, call.times
             )
         if owner in self.maps and self.maps[owner].shape.call.head == head:
-            return self.maps[owner].solve(call, self.landing)
+            kept = self.context.objective.networks[owner].frozen  # a teacher, whoever else moves
+            return self.maps[owner].solve(call, self.true_landing if kept else self.landing)
         if head in self.regression:
             return self.regression[head].value(self, call)
         network = self.context.objective.networks[owner]
@@ -389,13 +393,33 @@ class Networks:
         calculus = self.context.calculus
         if self.kind == "constant":
             return calculus.symbol("c")
+        if self.kind in APART:
+            if self._meet(start, end):
+                return calculus.flow(("flow", conditions), point, start, end)
+            if self.kind == "still apart":
+                return point
+            return calculus.function(("F", conditions), point, (start, end))
         return calculus.flow((self.kind, conditions), point, start, end)
 
     def velocity(self, conditions: Conditions, point: State, time: Element) -> State:
         """The velocity of the flow that the networks of maps stand for."""
         if self.kind == "constant":
             raise Undecided("a constant map has no velocity")
-        return self.context.calculus.velocity((self.kind, conditions), point, time)
+        kind = "flow" if self.kind in APART else self.kind
+        return self.context.calculus.velocity((kind, conditions), point, time)
+
+    def true_landing(
+        self, conditions: Conditions, point: State, start: Element, end: Element
+    ) -> State:
+        """Where the data's own flow lands."""
+        return self.context.calculus.flow(("flow", conditions), point, start, end)
+
+    def _meet(self, start: Element, end: Element) -> bool:
+        """Are two times equal, small steps apart from each other?"""
+        scalars, apart = self.context.scalars, end - start
+        for step in scalars.smalls:
+            apart = scalars.at_zero(apart, step)
+        return not apart
 
 
 @dataclass(frozen=True)
