@@ -72,7 +72,7 @@ def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) 
     assert finding.study is not None
     learners = learning_calls(analysis.objective, case.prediction, None)
     if learners and learners[0].head in finding.study.networks.regression:
-        return _regression(finding, printer, learners[0].head)
+        return _regression(finding, printer, learners[0])
     message = "zero" if finding.exact else "zero in the mean"
     if finding.values_only:
         message += ", at these values of the constants only"
@@ -80,15 +80,15 @@ def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) 
     return Verdict(NAME, "proved", message, identities=used(analysis, case))
 
 
-def _regression(finding: Finding, printer: Printer, name: str) -> Verdict:
+def _regression(finding: Finding, printer: Printer, learner: Evaluate) -> Verdict:
     """A head that no map uses: what it predicts must determine the velocity."""
     assert finding.study is not None
-    learnt = finding.study.networks.regression[name]
+    learnt = finding.study.networks.regression[learner.head]
     study = finding.study
     mean = f"E[velocity | {printer.state_name}]"
     state = study.context.calculus.symbol(X).scaled(learnt.p)
     predicted = _plus(printer.state(state), times(printer.scalar(learnt.q), mean))
-    call = f"{name}({printer.state_name}, {printer.scalar(study.row.time)})"
+    call = printer.call_text(learner)
     if not learnt.q:
         message = "what the network predicts does not determine the velocity"
         diagnostic = Diagnostic(NAME, message, facts=(("predicts", printer.state(state)),),

@@ -34,6 +34,7 @@ from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap, Objective, Path, Term
 
 NAME = "times"
+_CODES = frozenset({"log", "exp", "sqrt", "pow", "sin", "cos", "tan", "atan", "tanh", "sigmoid"})
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
@@ -86,9 +87,17 @@ def _moments(analysis: Analysis, case: Case) -> dict[Expr, Path]:
                 case Evaluate(network, _, args, _, _):
                     kinds = analysis.objective.networks[network].arguments
                     for (_, kind), arg in zip(kinds, args, strict=True):
-                        if kind is Kind.TIME:
+                        if kind is Kind.TIME and not _is_code(arg):
                             found.setdefault(arg, first)
     return found
+
+
+def _is_code(expr: Expr) -> bool:
+    """Is this a function by which a network is told a time, such as its logarithm, and no time?"""
+    return any(
+        isinstance(node, Apply) and node.op in _CODES and level_of(node) is Level.ROW
+        for node in walk(expr)
+    )
 
 
 def domain(objective: Objective, path: Path) -> tuple[Fraction, Fraction | None]:

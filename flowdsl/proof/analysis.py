@@ -18,13 +18,14 @@ from flowdsl.proof.expand import Parts, Series, parts
 from flowdsl.proof.field import Element
 from flowdsl.proof.hidden import averaged
 from flowdsl.proof.interpret import Conditions, Context, Reader
+from flowdsl.proof.learnt import Regression
 from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.regression import regress
 from flowdsl.proof.sample import NOISES, Row, X, base_state, check_law, learning_calls
 from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.siblings import Siblings
 from flowdsl.proof.state import Calculus, Rule, State
-from flowdsl.proof.truth import MapNetwork, Networks, Regression, shape_of
+from flowdsl.proof.truth import MapNetwork, Networks, shape_of
 from flowdsl.proof.variables import change_of_variables, scalars_of
 from flowdsl.proof.weight import ENTRIES, ERROR, ERROR_STOPPED, Weight, weight_of
 from flowdsl.spec.core import Evaluate, Expr, Given, PathState, walk

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
+from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Context, Reader
+from flowdsl.proof.learnt import Regression, hidden_time
 from flowdsl.proof.sample import NOISES, X
+from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.state import FunctionAtom, State, VelocityAtom
-from flowdsl.proof.truth import Networks, Regression
-from flowdsl.spec.core import Evaluate, Kind
+from flowdsl.proof.truth import Networks
+from flowdsl.spec.core import Evaluate, Expr, Kind
 
 if TYPE_CHECKING:
     from flowdsl.proof.analysis import Analysis
     from flowdsl.proof.cases import Case
 
+_MONOTONE = frozenset({"log", "exp", "sqrt", "atan"})
 _PLAIN: tuple[str, tuple[tuple[str, object], ...]] = ("flow", ())
 
 
@@ -44,12 +48,15 @@ def regress(
     """Solve E[prediction - target | z] = 0 for the head that learns, all conditions taken as equal.
 
     The answer p z + q v says what the network predicts: v itself, the noise, the data, a mixture.
+    The network may see a multiple of its state, and functions of its time.
     """
     calculus, scalars = context.calculus, context.scalars
     x = calculus.symbol(X)
     time = analysis.row(case, context, networks, x).time
+    index = next((i for i in scalars.generators_in(time) if scalars.generator(i) == time), None)
     row = analysis.row(case, context, networks, calculus.velocity(_PLAIN, x, time))
-    place = _place(analysis, case, learner)
+    moment = analysis.base(case).time
+    place, shown, seen = _seen(Reader(context, networks, row), learner, moment, index)
     reader = Reader(context, _Unknown(context, learner.head, place), row)
     assert case.target is not None
     value = reader.state(case.prediction, False) - reader.state(case.target, False)
@@ -60,24 +67,74 @@ def regress(
         )
     own, p, q = scalars.zero, scalars.zero, scalars.zero
     for atom, c in sorted_parts.mean.terms.items():
-        here = isinstance(atom, FunctionAtom | VelocityAtom) and atom.point == x
-        if isinstance(atom, FunctionAtom) and here and not atom.directions and not any(atom.orders):
-            own = own + c
-        elif isinstance(atom, VelocityAtom) and here and not atom.directions and not atom.order:
-            q = c
-        elif atom == x.only():
-            p = c
-        else:
-            raise Undecided("the target is no combination of state, velocity and network")
+        match atom:
+            case FunctionAtom(point=point, times=times, directions=()) if (
+                point == x.scaled(seen) and times in ((), (shown,)) and not any(atom.orders)
+            ):
+                own = own + c
+            case VelocityAtom(point=point, order=0, directions=()) if point == x:
+                q = c
+            case _ if atom == x.only():
+                p = c
+            case _:
+                raise Undecided("the target is no combination of state, velocity and network")
     if not own:
         raise Undecided("the term does not constrain the network")
-    index = next((i for i in scalars.generators_in(time) if scalars.generator(i) == time), None)
-    return Regression(time, index, scalars.divide(-p, own), scalars.divide(-q, own), place)
+    p, q = scalars.divide(-p, own), scalars.divide(-q, own)
+    return Regression(time, index, p, q, place, seen, shown)
 
 
-def _place(analysis: Analysis, case: Case, learner: Evaluate) -> int | None:
-    """Which of the times that the network reads is that of the row's state; None where none is."""
-    kinds = analysis.objective.networks[learner.network].arguments
-    times = [a for (_, k), a in zip(kinds, learner.args, strict=True) if k is not Kind.STATE]
-    moment = analysis.base(case).time
-    return times.index(moment) if moment in times else None
+def _seen(
+    reader: Reader, learner: Evaluate, moment: Expr, index: int | None
+) -> tuple[int | None, Element, Element]:
+    """How the network sees its row: which of its times tells that of the state (None where none
+    does), what it is shown there, and by what the state is scaled."""
+    context, here = reader.context, reader.scalar(moment)
+    scalars = context.scalars
+    kinds = context.objective.networks[learner.network].arguments
+    arguments = [(k, a) for (_, k), a in zip(kinds, learner.args, strict=True)]
+    point = reader.state(next(a for k, a in arguments if k is Kind.STATE), False)
+    atom = context.calculus.symbol(X).only()
+    scale = point.terms.get(atom) if atom is not None and len(point.terms) == 1 else None
+    if scale is None:
+        raise Undecided("the network reads something else than the state", learner.span)
+    times = [a for k, a in arguments if k is not Kind.STATE]
+    if moment in times:
+        return times.index(moment), here, scale
+    for place, value in enumerate(reader.scalar(a) for a in times):
+        if index is not None and _is_alone(context, value, index):
+            if not _tells(scalars, value, index):
+                context.notes.add(hidden_time(learner.network))
+            return place, value, scale
+    return None, here, scale
+
+
+def _is_alone(context: Context, value: Element, index: int) -> bool:
+    """Is this a function of one time, and of no other draw?"""
+    scalars = context.scalars
+    drawn = {scalars.index(n) for n in context.objective.draws if scalars.has(n)}
+    return scalars.generators_in(value) & drawn == {index}
+
+
+def _tells(scalars: Scalars, value: Element, index: int) -> bool:
+    """Can a time be read off this function of it? So it is where the function is built of affine
+    and of monotone ones; elsewhere that is not known."""
+    inside = {i for i in scalars.generators_in(value) if value.diff(scalars.generator(i))}
+    moving = {i for i in inside if i == index or index in _argument(scalars, i)[1]}
+    if len(moving) != 1:
+        return False
+    (i,) = moving
+    slope = value.diff(scalars.generator(i))
+    if moving & scalars.generators_in(slope):
+        return False
+    if i == index:
+        return True
+    function, _ = _argument(scalars, i)
+    argument = scalars.defined[i].argument
+    return function in _MONOTONE and argument is not None and _tells(scalars, argument, index)
+
+
+def _argument(scalars: Scalars, i: int) -> tuple[str, frozenset[int]]:
+    """The function that a generator stands for, and what is inside of it."""
+    definition = scalars.defined.get(i)
+    return ("", frozenset()) if definition is None else (definition.function, definition.inside)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Conditions, Context, Reader
+from flowdsl.proof.learnt import Regression, hidden_time
 from flowdsl.proof.state import Field, State
 from flowdsl.spec.core import (
     Evaluate,
@@ -359,7 +360,7 @@ class Networks:
             kept = self.context.objective.networks[owner].frozen  # a teacher, whoever else moves
             return self.maps[owner].solve(call, self.true_landing if kept else self.landing)
         if head in self.regression:
-            return self.regression[head].value(self, call)
+            return self.regression[head].value(self.context, self.velocity, call)
         network = self.context.objective.networks[owner]
         kinds = [kind for _, kind in network.arguments]
         if owner not in self.maps and kinds in (
@@ -420,37 +421,6 @@ class Networks:
         for step in scalars.smalls:
             apart = scalars.at_zero(apart, step)
         return not apart
-
-
-@dataclass(frozen=True)
-class Regression:
-    """A network that predicts p(t) z + q(t) v(z, t): what one-time regression learns."""
-
-    time: Element
-    index: int | None
-    p: Element
-    q: Element
-    place: int | None = 0  # which of the times it reads is that of its state, if any is
-
-    def value(self, networks: Networks, call: Call) -> State:
-        scalars = networks.context.scalars
-        time = call.moment if self.place is None else call.times[self.place]
-        if time is None:
-            raise Undecided("the time of the state is not known here", call.node.span)
-        if self.place is None:
-            networks.context.notes.add(hidden_time(call.network))
-        p, q = self.p, self.q
-        if time != self.time:
-            if self.index is None:
-                raise Undecided("a network at a time that is not drawn", call.node.span)
-            p, q = (scalars.substitute(x, self.index, time) for x in (p, q))
-        velocity = networks.velocity(call.conditions, call.point, time)
-        return call.point.scaled(p) + velocity.scaled(q)
-
-
-def hidden_time(network: str) -> str:
-    """The assumption under which a network that does not see a time can learn at all."""
-    return f"{network} is not shown the time of its state: it is taken to tell it from the state"
 
 
 def data_field(conditions: Conditions) -> Field:

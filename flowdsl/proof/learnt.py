@@ -1,0 +1,91 @@
+"""What a network has learnt by one-time regression, at any state and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flowdsl.proof.errors import Pole, Undecided
+from flowdsl.proof.field import Element
+from flowdsl.proof.interpret import Call, Conditions, Context
+from flowdsl.proof.scalars import Scalars
+from flowdsl.proof.state import State
+
+Velocity = Callable[[Conditions, State, Element], State]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A network that sees c(t) z and g(t), and predicts p(t) z + q(t) v(z, t).
+
+    `time` is t where it was solved for, a generator of its own index where the row's time is drawn;
+    `shown` is g there and `place` says which of the network's times it is, None where the network
+    sees no time.
+    """
+
+    time: Element
+    index: int | None
+    p: Element
+    q: Element
+    place: int | None
+    scale: Element
+    shown: Element
+
+    def value(self, context: Context, velocity: Velocity, call: Call) -> State:
+        """The network's value, with this velocity in the place of the data's.
+
+        Raises `Undecided` where the time of the call is not known.
+        """
+        time = self._moment(context, call)
+        if self.place is None:
+            context.notes.add(hidden_time(call.network))
+        scale, p, q = (self.at(context.scalars, x, time) for x in (self.scale, self.p, self.q))
+        point = call.point.over(scale)
+        return point.scaled(p) + velocity(call.conditions, point, time).scaled(q)
+
+    def at(self, scalars: Scalars, x: Element, time: Element) -> Element:
+        """A function of the time it was solved at, at another time."""
+        if time == self.time:
+            return x
+        if self.index is None:
+            raise Undecided("a network at a time that is not drawn")
+        return scalars.substitute(x, self.index, time)
+
+    def _moment(self, context: Context, call: Call) -> Element:
+        """The time t for which g(t) is what the call shows."""
+        if self.place is None:
+            if call.moment is None:
+                raise Undecided("the time of the state is not known here", call.node.span)
+            return call.moment
+        shown = call.times[self.place]
+        if self.shown == self.time:
+            return shown
+        for time in self._candidates(context.scalars, shown, call.moment):
+            try:
+                if self.at(context.scalars, self.shown, time) == shown:
+                    return time
+            except Pole:
+                continue
+        raise Undecided(f"the time is not known at which {call.head} sees this", call.node.span)
+
+    def _candidates(
+        self, scalars: Scalars, shown: Element, moment: Element | None
+    ) -> Iterator[Element]:
+        """Times that may be meant: the row's, the state's, what functions are taken of, or where
+        an affine function has this value."""
+        yield self.time
+        if moment is not None:
+            yield moment
+        for i in scalars.generators_in(shown):
+            definition = scalars.defined.get(i)
+            if definition is not None and definition.argument is not None:
+                yield definition.argument
+        if self.index is not None:
+            slope = scalars.derivative(self.shown, self.index)
+            if slope and self.index not in scalars.generators_in(slope):
+                yield self.time + scalars.divide(shown - self.shown, slope)
+
+
+def hidden_time(network: str) -> str:
+    """The assumption under which a network that does not see a time can learn at all."""
+    return f"{network} is not shown the time of its state: it is taken to tell it from the state"
