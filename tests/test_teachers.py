@@ -6,6 +6,7 @@ import pytest
 
 from flowdsl.checks import Report, check
 from flowdsl.pipeline import load, load_text
+from flowdsl.spec.objective import Objective
 
 
 def judged(text: str) -> Report:
@@ -124,3 +125,68 @@ loss          mse / sd^2
     )
     (said,) = [v.message for v in found.of("identity") if v.status == "proved"]
     assert said.startswith("F(z / sd, t) learns E[velocity | z] / sd")
+
+
+# teachers that know what they learned in another stage
+
+VELOCITY = """objective scaled_velocity "a velocity at unit scale" arXiv:2410.11081
+constants     sd = 0.5
+path          z(t) = cos(t) * data + sin(t) * {scale} * noise
+times         t ~ uniform(0.01, 1.57)
+network       F(x, c)
+target        match sd * F(z / sd, {code}) to {goal}
+loss          mse
+"""
+DISTILLED = """objective distilled "a consistency map from a velocity" arXiv:2410.11081
+constants     sd = 0.5
+path          z(t) = cos(t) * data + sin(t) * sd * noise
+times         t ~ uniform(0.01, 1.57)
+network       F(x, t); teacher(x, c) frozen
+map           z(t) -> z(0) = cos(t) * z - sin(t) * sd * F(z / sd, t)
+let           drift = {drift}
+differentiate t along drift
+target        g = cos(t)^2 * (sd * F(z / sd, t) - drift)
+              + cos(t) * sin(t) * (z + sd * d/dt[F(z / sd, t)])
+              match F(z / sd, t) to stop(F(z / sd, t) - g)
+loss          mse
+stages        velocity: trigonometric_flow for 0.5; distil: this for 0.5, teacher from velocity
+"""
+
+
+def distilled(drift: str, code: str = "t", goal: str = "velocity", scale: str = "sd") -> Report:
+    teacher = load_text(VELOCITY.format(code=code, goal=goal, scale=scale))
+
+    def find(name: str) -> Objective:
+        return teacher if name == "trigonometric_flow" else load(name)
+
+    return check(load_text(DISTILLED.format(drift=drift)), find=find)
+
+
+@pytest.mark.parametrize("code", ["t", "log(t) / 4"])
+def test_a_teacher_knows_what_its_stage_taught(code: str) -> None:
+    found = distilled(f"sd * teacher(z / sd, {code})", code)
+    for name in ("identity", "unbiased", "anchored"):
+        assert statuses(found, name) == {"proved"}, name
+
+
+def test_a_teacher_of_the_data_gives_the_velocity() -> None:
+    # data = cos(t) z - sin(t) velocity on this path
+    drift = "(cos(t) * z - sd * teacher(z / sd, t)) / sin(t)"
+    assert statuses(distilled(drift, goal="data"), "identity") == {"proved"}
+    assert statuses(distilled(drift, goal="velocity"), "identity") == {"refuted"}
+
+
+@pytest.mark.parametrize(
+    "drift",
+    ["teacher(z / sd, t)", "sd * teacher(z, t)", "teacher(z, t)", "-sd * teacher(z / sd, t)"],
+)
+def test_a_teacher_that_is_read_wrongly_stays_refuted(drift: str) -> None:
+    assert statuses(distilled(drift), "identity") == {"refuted"}
+
+
+def test_a_teacher_of_another_time_or_path_is_no_proof() -> None:
+    drift = "sd * teacher(z / sd, t)"
+    assert statuses(distilled(drift, code="log(t) / 4"), "identity") <= {"refuted", "undecided"}
+    (found,) = [v for v in distilled(drift, scale="1").of("identity") if v.status != "note"]
+    assert found.status == "undecided"
+    assert "another path" in found.message

@@ -88,7 +88,9 @@ def _regression(finding: Finding, printer: Printer, learner: Evaluate) -> Verdic
     mean = f"E[velocity | {printer.state_name}]"
     state = study.context.calculus.symbol(X).scaled(learnt.p)
     predicted = _plus(printer.state(state), times(printer.scalar(learnt.q), mean))
-    call = printer.call_text(learner)
+    plain = learnt.scale == 1 and learnt.shown == learnt.time
+    call = f"{learner.head}({printer.state_name}, {printer.scalar(study.row.time)})"
+    call = call if plain else printer.call_text(learner)
     if not learnt.q:
         message = "what the network predicts does not determine the velocity"
         diagnostic = Diagnostic(NAME, message, facts=(("predicts", printer.state(state)),),

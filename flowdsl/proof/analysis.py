@@ -19,6 +19,7 @@ from flowdsl.proof.field import Element
 from flowdsl.proof.hidden import averaged
 from flowdsl.proof.interpret import Conditions, Context, Reader
 from flowdsl.proof.learnt import Regression
+from flowdsl.proof.lessons import lesson
 from flowdsl.proof.marginal import Guidance, Relation
 from flowdsl.proof.regression import regress
 from flowdsl.proof.sample import NOISES, Row, X, base_state, check_law, learning_calls
@@ -76,6 +77,7 @@ class Analysis:
     _studies: dict[object, Study] = field(default_factory=dict)
     _cases: dict[str, list[Case]] = field(default_factory=dict)
     _regressions: dict[object, Regression] = field(default_factory=dict)
+    _lessons: dict[tuple[str, str], Regression | None] = field(default_factory=dict)
 
     @cached_property
     def curricula(self) -> Curricula:
@@ -221,11 +223,23 @@ class Analysis:
             return self._marginal(case, context, conditions, point, time)
 
         networks = Networks(context, kind, maps, marginal, aliases=self.aliases,
-                            own=self.conditions(case, context))  # fmt: skip
+                            own=self.conditions(case, context),
+                            lesson=lambda owner: self.lesson(case, owner))  # fmt: skip
         if kind != "free":
             networks.regression.update(self._regressed(case, context, networks))
             networks.elsewhere = self._elsewhere(case, context)
         return networks
+
+    def lesson(self, case: Case, owner: str) -> Regression | None:
+        """What a frozen network learned in the stage from which it is carried (see lessons.py)."""
+        key = (owner, self.base(case).path)
+        if key not in self._lessons:
+            self._lessons[key] = lesson(self, *key)
+        return self._lessons[key]
+
+    def of(self, other: Objective) -> Analysis:
+        """Another objective under the same calculus."""
+        return Analysis(other, self.identities, self.clock, find=self.find)
 
     def _elsewhere(self, case: Case, context: Context) -> Callable[[State], State]:
         """Puts in what other rows say about velocities at the place of this one."""

@@ -260,7 +260,7 @@ class Rationals:
         ]
         if inner:
             values = {
-                w: self._again(self.defined[w], self.at_zero(self.defined[w].argument, index))
+                w: self.again(self.defined[w], self.at_zero(self.defined[w].argument, index))
                 for w in inner
             }
             x = self.divide(self._evaluate(x.numer, values), self._evaluate(x.denom, values))
@@ -273,7 +273,7 @@ class Rationals:
         ring = x.numer.ring
         return self.field.new(ring.from_dict(numer), ring.from_dict(denom))
 
-    def _again(self, definition: Defined, argument: Element) -> Element:
+    def again(self, definition: Defined, argument: Element) -> Element:
         """The function anew, of another argument."""
         raise NotImplementedError
 
@@ -299,7 +299,7 @@ class Rationals:
             definition = self.defined.get(w)
             if definition is not None and index in definition.inside:
                 moved = self.substitute(definition.argument, index, value)
-                values[w] = self._again(definition, moved)
+                values[w] = self.again(definition, moved)
         return self.divide(self._evaluate(x.numer, values), self._evaluate(x.denom, values))
 
     # numbers and text

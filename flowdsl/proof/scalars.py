@@ -39,7 +39,7 @@ class Scalars(Rationals):
                 return self.one / (self.one + definition.argument**2)
         raise Undecided(f"the derivative of {definition.name} is not known")
 
-    def _again(self, definition: Defined, argument: Element) -> Element:
+    def again(self, definition: Defined, argument: Element) -> Element:
         match definition.function:
             case "tan_half":
                 return self.tan_half(argument)

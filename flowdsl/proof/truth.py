@@ -300,6 +300,7 @@ class Networks:
     aliases: dict[str, str] = field(default_factory=dict)  # names shared with another objective
     elsewhere: Callable[[State], State] | None = None  # velocities that other rows determine
     own: Conditions = ()  # under which the learning network sees the row
+    lesson: Callable[[str], Regression | None] | None = None  # of frozen networks, from stages
     _known: dict[object, State] = field(default_factory=dict)
 
     def value(self, call: Call) -> State:
@@ -362,13 +363,17 @@ class Networks:
         if head in self.regression:
             return self.regression[head].value(self.context, self.velocity, call)
         network = self.context.objective.networks[owner]
+        if self._teaches(owner) and self.lesson is not None:
+            lesson = self.lesson(owner)
+            if lesson is not None:
+                return lesson.value(self.context, self._taught, call)
         kinds = [kind for _, kind in network.arguments]
         if owner not in self.maps and kinds in (
             [Kind.STATE, Kind.TIME],
             [Kind.STATE, Kind.SCALAR],
         ):
             if self._teaches(owner):
-                return self.marginal(self._as_own(call.conditions), call.point, call.times[0])
+                return self._taught(call.conditions, call.point, call.times[0])
             if not self.maps:
                 return self.marginal(call.conditions, call.point, call.times[0])
             # a critic of generated samples: these have the law that the flow carries
@@ -376,6 +381,10 @@ class Networks:
                 ("flow", call.conditions), call.point, call.times[0]
             )
         raise Undecided(f"it is not known what {head} computes at the truth", call.node.span)
+
+    def _taught(self, conditions: Conditions, point: State, time: Element) -> State:
+        """The data's velocity, as a teacher under these conditions knows it."""
+        return self.marginal(self._as_own(conditions), point, time)
 
     def _as_own(self, conditions: Conditions) -> Conditions:
         """The row's own conditions, where a teacher sees all of them but numbers.

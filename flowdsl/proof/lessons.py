@@ -1,0 +1,137 @@
+"""What frozen networks know: what they learned in the stage from which they are carried.
+
+A spec whose stages say `velocity: denoiser for 0.5; distil: this for 0.5, teacher from velocity`
+has a teacher that computes at the truth what the network of `denoiser` does there. That is solved
+for in the other objective, and written in the scalars of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from flowdsl.diagnostics import DiagnosticError
+from flowdsl.proof.errors import Undecided
+from flowdsl.proof.field import Element
+from flowdsl.proof.learnt import Regression
+from flowdsl.proof.numbers import path_weights
+from flowdsl.proof.scalars import Scalars
+from flowdsl.spec.core import Kind
+from flowdsl.spec.objective import Objective, Stage
+
+if TYPE_CHECKING:
+    from flowdsl.proof.analysis import Analysis
+
+TIME = "_0"  #: the symbol that stands for the time of a teacher's state
+_MOMENTS = (0.21, 0.5, 0.83)
+
+
+def lesson(analysis: Analysis, owner: str, path: str) -> Regression | None:
+    """What a frozen network has learned about the velocity on a path; None where no stage tells.
+
+    Raises `Undecided` where a stage tells of something else than a regression on that path.
+    """
+    stage = _source(analysis.objective, owner)
+    if stage is None or analysis.find is None:
+        return None
+    try:
+        other = analysis.find(stage.objective)
+    except DiagnosticError:  # objectives that are not at hand are the trainer's to report
+        return None
+    role = _role(other, owner)
+    if role is None:
+        return None
+    theirs = analysis.of(other)
+    for case in theirs.all_cases():
+        networks = theirs.networks(case, theirs.context(), "flow")
+        if role in networks.maps:
+            raise Undecided(f"{owner} comes from the stage {stage.name}, where it learned a map")
+        head = next(h for h, kind in other.networks[role].heads if kind is Kind.STATE)
+        learned = networks.regression.get(head)
+        if learned is None:
+            continue
+        if not _same_path(analysis.objective, path, other, theirs.base(case).path):
+            raise Undecided(f"{owner} comes from the stage {stage.name}, which has another path")
+        return _moved(analysis, theirs, learned)
+    return None
+
+
+def _source(objective: Objective, owner: str) -> Stage | None:
+    """The stage of another objective from which a network of this one is carried."""
+    stages = {stage.name: stage for stage in objective.stages}
+    for stage in objective.stages:
+        carried = dict(stage.carried)
+        if stage.objective == "this" and owner in carried:
+            found = stages.get(carried[owner])
+            return None if found is None or found.objective == "this" else found
+    return None
+
+
+def _role(other: Objective, owner: str) -> str | None:
+    """The network whose weights are carried: that of the same name, else the only one that
+    gives a state."""
+    learned = [
+        name
+        for name, network in other.networks.items()
+        if not network.frozen
+        and network.average_of is None
+        and sum(kind is Kind.STATE for _, kind in network.heads) == 1
+    ]
+    return owner if owner in learned else learned[0] if len(learned) == 1 else None
+
+
+def _same_path(one: Objective, mine: str, other: Objective, theirs: str) -> bool:
+    """Are two paths the same function of time, data and noise, at their constants' values?"""
+    for moment in _MOMENTS:
+        here = path_weights(one, one.paths[mine], moment)
+        there = path_weights(other, other.paths[theirs], moment)
+        if any(abs(a - b) > 1e-9 * (1 + abs(a)) for a, b in zip(here, there, strict=True)):
+            return False
+    return True
+
+
+def _moved(analysis: Analysis, theirs: Analysis, learned: Regression) -> Regression | None:
+    """A regression in the scalars of this analysis, its time the symbol `TIME`."""
+    if learned.index is None:
+        return None
+    source, target = theirs.scalars, analysis.scalars
+    time = target.symbol(TIME)
+    values = {learned.index: time}
+    for name, value in theirs.objective.constants.items():
+        if source.has(name):
+            shared = analysis.symbolic and analysis.objective.constants.get(name) == value
+            known = shared and target.has(name)
+            values[source.index(name)] = target.symbol(name) if known else target.number(value)
+    p, q, scale, shown = (
+        moved(x, source, target, values)
+        for x in (learned.p, learned.q, learned.scale, learned.shown)
+    )
+    return Regression(time, target.index(TIME), p, q, learned.place, scale, shown)
+
+
+def moved(x: Element, source: Scalars, target: Scalars, values: Mapping[int, Element]) -> Element:
+    """A scalar of one field in another, with these values in the place of its symbols.
+
+    Raises `Undecided` for a symbol that has none.
+    """
+
+    def generator(i: int) -> Element:
+        if i in values:
+            return values[i]
+        definition = source.defined.get(i)
+        if definition is None or definition.argument is None:
+            raise Undecided("a teacher's scalar depends on more than the time")
+        return target.again(definition, moved(definition.argument, source, target, values))
+
+    def polynomial(poly: Mapping[tuple[int, ...], Element]) -> Element:
+        total = target.zero
+        for powers, c in poly.items():
+            term = target.number(Fraction(int(c.numerator), int(c.denominator)))
+            for i, power in enumerate(powers):
+                if power:
+                    term = target.product(term, target.power(generator(i), power))
+            total = total + term
+        return total
+
+    return target.divide(polynomial(x.numer), polynomial(x.denom))
