@@ -80,7 +80,7 @@ def _legend(result: BenchResult) -> list[str]:
         result.machine.text,
         f"{result.dtype}, {clock}. Medians of {result.repeats} rounds, ratios within rounds; a "
         "round runs every step once, in random order.",
-        f"{first}: the spec as written, every evaluation and branch, on every row, by PyTorch's "
+        f"{first}: what authors write: the phase's evaluations, on every row, by PyTorch's "
         "own derivatives; unoptimised: the same with the rules of the bundled layers. FM: a flow "
         "matching step on the same network and rows; compiled steps against the compiled one. F: a "
         "forward pass.",
