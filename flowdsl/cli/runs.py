@@ -67,6 +67,10 @@ def train(
         bool,
         typer.Option("--compile", help="Under torch.compile, checked: the setting compile=true."),
     ] = False,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Compute a batch in so many parts: the setting accumulate=N."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting with its default, and stop.")
@@ -89,7 +93,7 @@ def train(
     from flowdsl.runtime.training.overrides import make_config
 
     if resume is not None:
-        if spec or settings or set_ or start or out or compile_:
+        if spec or settings or set_ or start or out or compile_ or accumulate:
             raise fail(
                 "command",
                 "a resumed run keeps its spec and settings",
@@ -104,6 +108,7 @@ def train(
     objective = flowdsl.load(spec)
     sources = {role: Path(run) for role, run in _pairs(start)}
     words = [*(settings or []), *(["compile=true"] if compile_ else [])]
+    words += [] if accumulate is None else [f"accumulate={accumulate}"]
     parts = objective.stages()
     for one in {one.name: one for one in (p.objective for p in parts)}.values() or [objective]:
         warn_unless_proved(one)

@@ -17,8 +17,8 @@ from flowdsl.runtime.bench.counting import Counts, FlopCounter, allocator_peak, 
 from flowdsl.runtime.bench.options import BenchOptions, Setting
 from flowdsl.runtime.bench.steps import (
     Batch,
-    FlowMatching,
     Step,
+    VelocityStep,
     bound,
     left_to_pytorch,
     loss_step,
@@ -98,7 +98,7 @@ def make_entries(
         parts[name] = _Part(module, make_step, "" if name == plain else plain)
     role, forward, unit = unit_role(ways[plain].signature), 0, ""
     if role is not None:
-        flow, unit = FlowMatching(networks[role.name], role), UNIT
+        flow, unit = VelocityStep(networks[role.name], role), UNIT
         with torch.no_grad(), FlopCounter() as flops:
             flow.predict(batch)
         forward = flops.total

@@ -108,7 +108,7 @@ def unit_role(signature: ObjectiveSignature) -> NetworkSignature | None:
     return None
 
 
-class FlowMatching(nn.Module):
+class VelocityStep(nn.Module):
     """Plain flow matching on a network: all times are one time, further scalars are one.
 
     `|u(z, t, …) − (noise − data)|²`, averaged, with z = (1 − t) data + t noise; arXiv:2210.02747.

@@ -7,19 +7,40 @@ can read after some three minutes on two cores.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _rate(word: str) -> str:
+    """A player and a positive factor."""
+    player, _, factor = word.rpartition(":")
+    try:
+        fits = bool(player) and 0 < float(factor) < math.inf
+    except ValueError:
+        fits = False
+    if not fits:
+        raise PydanticCustomError("rate", "a player and a positive factor, such as critic:0.5")
+    return word
+
+
+Rate = Annotated[str, AfterValidator(_rate)]
+
+
 class OptimizerConfig(BaseModel):
-    """AdamW with a linear warm-up."""
+    """AdamW or RAdam, with a linear warm-up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: Annotated[
+        Literal["adamw", "radam"],
+        Field(description="radam rectifies the step while its second moment is uncertain"),
+    ] = "adamw"
     learning_rate: Annotated[
         float,
         Field(gt=0, le=10, description="at its peak; a larger network wants less (DiT-B: 1e-4)"),
@@ -33,6 +54,13 @@ class OptimizerConfig(BaseModel):
         0.9,
         0.95,
     )
+    epsilon: Annotated[
+        float, Field(gt=0, description="added to the root of Adam's second moment")
+    ] = 1e-8
+    rates: Annotated[
+        tuple[Rate, ...],
+        Field(description="factors of a player's learning rate, such as critic:0.5,student:2"),
+    ] = ()
     weight_decay: Annotated[float, Field(ge=0, description="of matrices, not of vectors")] = 0.0
     clip: Annotated[float, Field(gt=0, description="largest norm of the whole gradient")] = 10.0
 
@@ -81,6 +109,9 @@ class TrainConfig(BaseModel):
     ] = None
     steps: Annotated[Count, Field(description="optimiser steps")] = 3000
     batch: Annotated[Count, Field(description="rows of data per step")] = 128
+    accumulate: Annotated[
+        Count, Field(description="parts that a batch is computed in, one after the other")
+    ] = 1
     seed: Annotated[int, Field(ge=0, description="of weights, data order and draws")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     precision: Annotated[
@@ -118,3 +149,11 @@ class TrainConfig(BaseModel):
         Count, Field(description="steps in a row that may be skipped for numbers not finite")
     ] = 10
     tensorboard: Annotated[bool, Field(description="also write TensorBoard's files")] = True
+
+    @field_validator("accumulate")
+    @classmethod
+    def _divides_the_batch(cls, value: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch", value)
+        if batch % value:
+            raise PydanticCustomError("parts", f"a number that divides the batch of {batch}")
+        return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def players_of(signature: ObjectiveSignature) -> tuple[Player, ...]:
 
 
 class Learner:
-    """A player with its parameters and AdamW."""
+    """A player with its parameters and its optimiser."""
 
     def __init__(
         self, player: Player, networks: Mapping[str, nn.Module], config: TrainConfig
@@ -70,13 +71,13 @@ class Learner:
         matrices = [p for p in self.parameters if p.ndim >= 2]
         vectors = [p for p in self.parameters if p.ndim < 2]
         settings = config.optimizer
-        self.optimizer = torch.optim.AdamW(
+        self.factor = rates(settings).get(player.name, 1.0)
+        self.optimizer = _optimizer(
+            settings,
             [
                 {"params": matrices, "weight_decay": settings.weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ],
-            lr=settings.learning_rate,
-            betas=settings.betas,
         )
 
     def clip(self) -> Tensor:
@@ -85,11 +86,27 @@ class Learner:
 
     def step(self, step: int) -> float:
         """One optimiser step at the learning rate of this step, which is returned."""
-        rate = learning_rate(self.config.optimizer, step, self.config.steps)
+        rate = self.factor * learning_rate(self.config.optimizer, step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         return rate
+
+
+def _optimizer(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Weight decay is decoupled from the gradient in both (arXiv:1711.05101)."""
+    rate, betas, epsilon = settings.learning_rate, settings.betas, settings.epsilon
+    if settings.name == "radam":
+        return torch.optim.RAdam(
+            groups, lr=rate, betas=betas, eps=epsilon, decoupled_weight_decay=True
+        )
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=epsilon)
+
+
+def rates(settings: OptimizerConfig) -> dict[str, float]:
+    """The factor of each player's learning rate, where it has one of its own."""
+    pairs = (word.rpartition(":") for word in settings.rates)
+    return {player: float(factor) for player, _, factor in pairs}
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -103,8 +120,21 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
 
-def check_players(players: Sequence[Player], signature: ObjectiveSignature) -> None:
-    """Every role learned by exactly one player, every term known; else a `DiagnosticError`."""
+def check_players(
+    players: Sequence[Player], signature: ObjectiveSignature, settings: OptimizerConfig
+) -> None:
+    """Every role learned by exactly one player, every term known, and every player whose learning
+    rate is set; else a `DiagnosticError`.
+    """
+    names = [player.name for player in players]
+    for name in rates(settings):
+        if name not in names:
+            raise fail(
+                "players",
+                f'optimizer.rates: no player is called "{name}"',
+                facts=(("players", ", ".join(names)),),
+                hint=did_you_mean(name, names),
+            )
     learned = [network.name for network in signature.learned]
     owned = [role for player in players for role in player.roles]
     for role in owned:

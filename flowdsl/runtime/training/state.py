@@ -20,6 +20,7 @@ from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.directory import RunDirectory
 from flowdsl.runtime.training.guard import Guard
 from flowdsl.runtime.training.log import Window
+from flowdsl.runtime.training.parts import check_parts
 from flowdsl.runtime.training.players import Learner, Player, check_players, players_of
 
 
@@ -43,7 +44,8 @@ class TrainState:
             recompute_blocks(self.bound.networks.values())
         self.networks: dict[str, nn.Module] = dict(self.bound.networks.items())
         players = players_of(loss.signature) if players is None else players
-        check_players(players, loss.signature)
+        check_players(players, loss.signature, config.optimizer)
+        check_parts(loss.signature, config.batch, config.accumulate)
         self.learners = [Learner(player, self.networks, config) for player in players]
         learned = {n.name: self.networks[n.name] for n in loss.signature.learned}
         self.averages = [EvaluationAverage(learned, decay) for decay in config.ema]

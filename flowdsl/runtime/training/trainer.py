@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowdsl.diagnostics import DiagnosticError, fail
-from flowdsl.runtime.dataset import Batch, Dataset
+from flowdsl.runtime.dataset import Dataset
 from flowdsl.runtime.grid import save_picture
 from flowdsl.runtime.pictures import (
     POINTS,
@@ -37,6 +38,7 @@ from flowdsl.runtime.training.device import autocast, choose_device, seeded_insi
 from flowdsl.runtime.training.directory import RunDirectory, RunRecord, SavedSpec, versions
 from flowdsl.runtime.training.interrupt import StopRequest, stop_on_signal
 from flowdsl.runtime.training.log import MetricsFile, Window, tensorboard_writer
+from flowdsl.runtime.training.parts import Moment, Part, backward, in_parts
 from flowdsl.runtime.training.players import Learner, Player
 from flowdsl.runtime.training.progress import Reporter, duration, reporter
 from flowdsl.runtime.training.state import TrainState, load_frozen, save_frozen
@@ -166,15 +168,11 @@ class Trainer:
         config, state = self.config, self.state
         torch.manual_seed(derive_seed(config.seed, "network", step))  # dropout inside networks
         batch = self.dataset.batch(step, config.seed, config.batch).to(self.device)
-        draws = self.loss.draw(
-            batch.data,
-            generator=generator(config.seed, "draws", step, device=self.device),
-            progress=step / config.steps,
-            step=step,
-            steps=config.steps,
-        )
+        moment = Moment(step, config.steps)
+        random = generator(config.seed, "draws", step, device=self.device)
+        parts = in_parts(self.loss, batch, config.accumulate, moment, random)
         turns = [(one, one.player.due(step)) for one in state.learners]
-        moved = [self._turn(one, terms, step, batch, draws) for one, terms in turns if terms != ()]
+        moved = [self._turn(one, terms, moment, parts) for one, terms in turns if terms != ()]
         if any(moved):
             state.bound.update_averages(progress=step / config.steps, step=step, steps=config.steps)
             for average in state.averages:
@@ -184,31 +182,27 @@ class Trainer:
         self,
         learner: Learner,
         due: tuple[str, ...] | None,
-        step: int,
-        batch: Batch,
-        draws: dict[str, Tensor],
+        moment: Moment,
+        parts: list[Part],
     ) -> bool:
         """Loss, gradient and optimiser step of one player; False when the step was skipped."""
         state = self.state
         for other in state.learners:
             other.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.config.precision):
-            value, terms = state.run(
-                batch.data,
-                label=batch.label if self.labelled else None,
-                draws=draws,
-                progress=step / self.config.steps,
-                step=step,
-                steps=self.config.steps,
-                terms=due,
-            )
-        value.backward()
+        value, terms = backward(
+            state.run,
+            parts,
+            moment,
+            terms=due,
+            labelled=self.labelled,
+            context=partial(autocast, self.device, self.config.precision),
+        )
         norm = learner.clip()
         if not state.guard.passes(value, norm):
             state.window.skipped += 1
-            self.report.message(state.guard.report(step, value, terms, norm))
+            self.report.message(state.guard.report(moment.step, value, terms, norm))
             return False
-        rate = learner.step(step)
+        rate = learner.step(moment.step)
         prefix = "" if len(state.learners) == 1 else f"{learner.player.name}."
         of_player: dict[str, Tensor | float] = {
             "loss": value,
