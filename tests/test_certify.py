@@ -457,6 +457,83 @@ def test_two_jacobians_in_the_wrong_order_are_seen() -> None:
     assert term.measurements[0].z >= 10, swapped.render()
 
 
+# --- velocities at other times than the row's ---
+
+STRAIGHT = "(1 - t) * data + t * noise"
+CURVED = "cos(t) * data + sin(t) * noise"
+
+
+def anchored(velocity: str, path: str = STRAIGHT) -> Objective:
+    """TVM, its border tied to a velocity of the row's data and noise at some time."""
+    text = (SPECS / "tvm.flow").read_text()
+    assert STRAIGHT in text
+    assert "velocity(z(q))" in text
+    return load_text(text.replace(STRAIGHT, path).replace("velocity(z(q))", velocity))
+
+
+@pytest.mark.parametrize("velocity", ["velocity", "velocity(z(s))", "(noise - data)"])
+def test_the_velocity_of_a_straight_path_is_the_same_at_every_time(velocity: str) -> None:
+    objective = anchored(velocity)
+    strength = strength_of(solution_of(bare(objective).objective))
+    assert strength.guided
+    found = certify(objective, compile_spec, rows=256, batches=8)
+    assert [t.outcome for t in found.terms] == ["zero", "zero"], found.render()
+    assert max(m.relative for t in found.terms for m in t.measurements) < 1e-3
+    report = check(objective, find=load)
+    assert {agreement(report, t) for t in found.terms} == {"agrees"}
+
+
+@pytest.mark.parametrize(
+    ("velocity", "outcome"),
+    [("velocity(z(q))", "zero"), ("velocity", "nonzero"), ("velocity(z(s))", "nonzero")],
+)
+def test_the_velocity_of_a_curved_path_is_not(velocity: str, outcome: str) -> None:
+    objective = anchored(velocity, CURVED)
+    found = certify(objective, compile_spec, rows=256, batches=8)
+    term = found.of("anchor")
+    assert term is not None
+    assert term.outcome == outcome, found.render()
+    assert agreement(check(objective, find=load), term) == "agrees"
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [("velocity(z(r))", "zero"), ("2 * velocity - velocity(z(r))", "zero"),
+     ("z + (1 - t) * velocity(z(r))", "zero"), ("z(r)", "not measured")],
+)  # fmt: skip
+def test_a_regression_on_another_time_is_measured_where_its_mean_is_known(
+    target: str, outcome: str
+) -> None:
+    text = (SPECS / "flow_matching.flow").read_text()
+    text = text.replace("t ~ uniform(0, 1)", "t ~ uniform(0, 1); r ~ uniform(0, 1)")
+    text = text.replace("to velocity", f"to {target}")
+    found = certify(load_text(text), compile_spec, rows=256, batches=8)
+    assert [t.outcome for t in found.terms] == [outcome], found.render()
+
+
+@pytest.mark.parametrize("path", [linear_path(), trigonometric_path()])
+def test_points_given_one_state_have_the_mean_velocity_of_another(path: AffinePath) -> None:
+    field, generator = MixtureField(mixture(), path), torch.Generator().manual_seed(4)
+    data, label = mixture().sample(20, generator)
+    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
+    here, there = (torch.full((20,), t, dtype=torch.float64) for t in (0.7, 0.3))
+    state = path.state(data, noise, here)
+    many = 20000
+    points = field.posterior_points(state, here, label)
+    drawn = field.posterior_sample(state, here, label, generator, copies=many)
+
+    def moved(ends: tuple[Tensor, Tensor]) -> Tensor:
+        """Velocities at the other time, (20, copies, 2)."""
+        times = there.repeat_interleave(len(ends[0]) // 20)[:, None]
+        return (path.alpha_dot(times) * ends[0] + path.sigma_dot(times) * ends[1]).reshape(
+            20, -1, 2
+        )
+
+    sampled = moved(drawn)
+    error = 5 * sampled.std(1) / math.sqrt(many)
+    assert bool(((moved(points).mean(1) - sampled.mean(1)).abs() < error + 1e-9).all())
+
+
 # --- what ties the flow to the data ---
 
 

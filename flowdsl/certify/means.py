@@ -13,20 +13,23 @@ import torch
 from torch import Tensor
 
 from flowdsl.certify.errors import Uncertified
-from flowdsl.certify.linear import combination
+from flowdsl.certify.linear import Combination, combination, plus, scaled
 from flowdsl.certify.numbers import Numbers
 from flowdsl.certify.places import Place, label_of, state_argument
 from flowdsl.exact.paths import AffinePath
 from flowdsl.spec.core import (
+    ONE,
     Draw,
     Evaluate,
     Expr,
+    Formal,
     Given,
     Kind,
     Level,
     Null,
     PathState,
     PathVelocity,
+    replace_formals,
 )
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
@@ -90,7 +93,7 @@ class MeanReader:
             if isinstance(leaf, _Call):
                 mean.shown.append(self._shown(leaf, weight, bound, time))
             else:
-                x, v = self._known(place, leaf, bound, time)
+                x, v = self._known(place, leaf, time)
                 mean.state, mean.velocity = mean.state + weight * x, mean.velocity + weight * v
         return mean
 
@@ -105,12 +108,37 @@ class MeanReader:
     def _plan(self, place: Place, expr: Expr) -> list[tuple[Expr, Expr | _Call]]:
         known = self._plans.get((place, expr))
         if known is None:
-            terms = combination(place.reduce(expr), self.objective.networks)
+            terms = self._opened(place, combination(place.reduce(expr), self.objective.networks))
             known = self._plans[place, expr] = [
                 (factor, self._call(place, leaf) if isinstance(leaf, Evaluate) else leaf)
                 for leaf, factor in terms.items()
             ]
         return known
+
+    def _opened(self, place: Place, terms: Combination) -> Combination:
+        """States and velocities at other times than the row's, written with data and noise.
+
+        What does not depend on its time needs no value for it: on a straight path the velocity is
+        noise - data at every time, also at one that the network does not see.
+        """
+        found: Combination = {}
+        for leaf, factor in terms.items():
+            found = plus(found, scaled(self._ends_of(place, leaf), factor))
+        return found
+
+    def _ends_of(self, place: Place, leaf: Expr) -> Combination:
+        base = place.base
+        if not isinstance(leaf, PathState | PathVelocity):
+            return {leaf: ONE}
+        if (leaf.path, leaf.data) != (base.path, base.data):
+            raise Uncertified("a state that is not on the row's path", leaf.span)
+        if (leaf.time, leaf.noise) == (base.time, base.noise):
+            return {leaf: ONE}
+        path = self.objective.paths[leaf.path]
+        body = path.body if isinstance(leaf, PathState) else path.velocity
+        ends = {Formal("data", Kind.STATE): leaf.data, Formal("noise", Kind.STATE): leaf.noise}
+        terms = combination(replace_formals(body, {path.time: leaf.time}), self.objective.networks)
+        return {ends[end]: factor for end, factor in terms.items() if isinstance(end, Formal)}
 
     def _call(self, place: Place, call: Evaluate) -> _Call:
         read = state_argument(self.objective, call)
@@ -139,26 +167,19 @@ class MeanReader:
             {name: rows(value) for name, value in leaf.scalars.items()},
         )
 
-    def _known(
-        self, place: Place, leaf: Expr, bound: Mapping[Expr, Tensor], time: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _known(self, place: Place, leaf: Expr, time: Tensor) -> tuple[Tensor, Tensor]:
         """A leaf as a multiple of the state and of the velocity, in the mean."""
         base = place.base
+        one, zero = torch.ones_like(time), torch.zeros_like(time)
+        if isinstance(leaf, PathState):  # `_opened` leaves those at the row's own time
+            return one, zero
+        if isinstance(leaf, PathVelocity):
+            return zero, one
+        if leaf == base.data:
+            return self._ends(place, base.noise, time, (one, zero))
         match leaf:
-            case PathState(path, at, data, noise) if path == base.path and data == base.data:
-                moment = self.numbers.rows(at, bound, time)
-                weights = self.paths[path].alpha(moment), self.paths[path].sigma(moment)
-                return self._ends(place, noise, time, weights)
-            case PathVelocity(path, at, data, noise) if path == base.path and data == base.data:
-                moment = self.numbers.rows(at, bound, time)
-                weights = self.paths[path].alpha_dot(moment), self.paths[path].sigma_dot(moment)
-                return self._ends(place, noise, time, weights)
-            case Given("data"):
-                one = torch.ones_like(time)
-                return self._ends(place, base.noise, time, (one, 0 * one))
             case Given("noise") | Draw(_, Kind.STATE, _):
-                one = torch.ones_like(time)
-                return self._ends(place, leaf, time, (0 * one, one))
+                return self._ends(place, leaf, time, (zero, one))
         raise Uncertified("a state that is not on the row's path", leaf.span)
 
     def _ends(
