@@ -33,7 +33,8 @@ class Net(nn.Module):
             size *= n
         kinds = [kind for _, kind in role.arguments]
         states = sum(kind is Kind.STATE for kind in kinds)
-        scalars = len(kinds) - states + sum(c != "label" for c in role.conditions)
+        scalars = len(kinds) - states
+        scalars += sum(size if c == "features" else c != "label" for c in role.conditions)
         self.inner = nn.Linear(states * size + scalars, width, dtype=DTYPE)
         self.names = nn.Embedding(12, width, dtype=DTYPE)
         outs = [1 if kind is Kind.SCALAR else size for _, kind in role.heads]
@@ -46,7 +47,9 @@ class Net(nn.Module):
         self.calls += 1
         self.rows.append(len(arguments[0]))
         parts = [a.reshape(len(a), -1) for a in arguments]
-        parts += [conditions[c].reshape(-1, 1) for c in sorted(conditions) if c != "label"]
+        parts += [
+            conditions[c].reshape(len(arguments[0]), -1) for c in sorted(conditions) if c != "label"
+        ]
         hidden = self.inner(torch.cat([p.to(DTYPE) for p in parts], 1))
         if "label" in conditions:
             hidden = hidden + self.names(conditions["label"] - NULL_LABEL)

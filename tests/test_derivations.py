@@ -216,3 +216,21 @@ def test_a_map_that_starts_at_one_time_needs_a_teacher() -> None:
         load_text(alone.format(target="derived"))
     target = derive(load_text(FREE_FLOW.format(target="derived"))).target_text
     assert target == "stop(teacher(map(z(1), 1, s), s) + (1 - s) * d/ds[F(z(1), s)])"
+
+
+@pytest.mark.parametrize(
+    ("read", "status"), [("z(t), t", "proved"), ("y(q), t", "refuted"), ("z(t), s0", "refuted")]
+)
+def test_an_inner_map_reads_outer_states_and_times_only(read: str, status: str) -> None:
+    """What conditions the inner flow may be read; a state of its own path, or a time drawn for
+    nothing else, may not."""
+    text = f"""objective x
+path z(t) = (1 - t) * data + t * noise
+     y(s) = (1 - s) * data + s * noise'
+times t, q, s0 ~ uniform(0, 1); s, r ~ sorted(uniform(0, 1)); noise' ~ normal(0, 1)
+network u(y, s, r, x, t)
+map inner: y(s) -> y(r) = y + (r - s) * u(y, s, r, {read})
+target match u(y(s), s, s, z(t), t) to noise' - data
+"""
+    found = check(load_text(text), only=["boundary"])
+    assert {v.status for v in found.of("boundary") if v.term == "inner"} == {status}

@@ -7,6 +7,7 @@ float64: the value, every term, and the gradient of every parameter agree to 1e-
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -14,16 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import flowdsl
 from flowdsl.checks import Report
-from flowdsl.cli import family, methods
+from flowdsl.cli import app, family, methods
 from tests.compiler_support import batch, networks, outcome
 from tests.reference import diffusion
 from tests.reference.catalogue import REFERENCES
 
 WITH_TERMS = [name for name in flowdsl.shipped() if flowdsl.load(name).typed.terms]
 SHAPE, ROWS, STEPS = (2, 3, 3), 24, 100
+QUICK = "batch=16 sample_every=0 checkpoint_every=0 log_every=1 tensorboard=no sample_steps=1"
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 
 
@@ -76,6 +79,13 @@ def test_compiled_equals_published(name: str, shipped: bool) -> None:
 
 #: Objectives whose solution is knowingly another one than the map, and the checks that say so.
 BIASED = {"trajectory_flow_matching": {"identity", "unbiased"}}
+#: Checks that the checker does not decide, and the words in which it says what it lacks.
+UNDECIDED = {
+    "tmd_meanflow": {"anchored": "a network is shown a label that the learning network is not"},
+    "meta_flow_maps": dict.fromkeys(
+        ("identity", "unbiased", "anchored"), "v reads more than one state"
+    ),
+}
 
 
 @cache
@@ -87,9 +97,30 @@ def report_of(name: str) -> Report:
 def test_verdicts(name: str) -> None:
     """Every check passes, or fails for the reason that the spec itself names."""
     report = report_of(name)
+    undecided = UNDECIDED.get(name, {})
     failed = {v.check for v in report.verdicts if not v.ok}
-    assert failed == BIASED.get(name, set()), report.render()
-    assert all(v.status != "undecided" for v in report.verdicts)
+    assert failed == BIASED.get(name, set()) | set(undecided), report.render()
+    open_ones = [v for v in report.verdicts if v.status == "undecided"]
+    assert {v.check for v in open_ones} == set(undecided)
+    assert all(undecided[v.check] in v.reason for v in open_ones)
+
+
+@pytest.mark.parametrize("name", flowdsl.shipped())
+def test_one_command_trains_and_samples(name: str, tmp_path: Path) -> None:
+    """Every shipped spec, its teachers first: two steps a stage, numbers that are finite."""
+    stages = flowdsl.load(name).stages()
+    steps = 2 * max((math.ceil(1 / s.share) for s in stages), default=1)
+    words = ["train", name, "-q", "--out", str(tmp_path / "run"), f"steps={steps}"]
+    done = CliRunner().invoke(app, words + QUICK.split())
+    assert done.exit_code == 0, done.output
+    runs = sorted(p.parent for p in (tmp_path / "run").rglob("metrics.jsonl"))
+    assert len(runs) == max(1, len(stages))
+    for run in runs:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] >= 2
+        assert all(math.isfinite(v) for x in lines for v in x.values() if isinstance(v, float))
+        assert not any(x.get("skipped") for x in lines)
+    assert list(runs[-1].glob("samples/*.png"))
 
 
 def test_the_page_of_methods_is_current(accept: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from flowdsl.spec.core import (
     Draw,
     Evaluate,
@@ -10,6 +12,7 @@ from flowdsl.spec.core import (
     Given,
     Kind,
     Null,
+    Number,
     PathState,
     PathVelocity,
     transform,
@@ -48,6 +51,8 @@ def _foreign(objective: Objective, flow_map: FlowMap, calls: list[Evaluate]) -> 
     shown = {value: Formal(name, Kind.SCALAR) for call in calls for name, value in call.conditions}
     body = transform(flow_map.body, lambda node: shown.get(node, node))
     notation = Notation.of(objective)
+    for outer in _outer(objective, flow_map):  # states first, whose times are else replaced in them
+        body = _without(body, outer)
     for node in walk(body):
         match node:
             case PathState() | PathVelocity():
@@ -57,6 +62,23 @@ def _foreign(objective: Objective, flow_map: FlowMap, calls: list[Evaluate]) -> 
             case Draw(name, Kind.TIME | Kind.STATE, _):
                 return f"`{name}`"
     return ""
+
+
+def _without(body: Expr, gone: frozenset[Expr]) -> Expr:
+    return transform(body, lambda node: Number(Fraction(0)) if node in gone else node)
+
+
+def _outer(objective: Objective, flow_map: FlowMap) -> tuple[frozenset[Expr], frozenset[Expr]]:
+    """What an inner flow is conditioned on: states of the paths before its own, and their times.
+
+    They stay as they are while the inner state moves. States and times of the map's own path are
+    what its formals are for.
+    """
+    paths = list(objective.paths)
+    before = paths[: paths.index(flow_map.path)]
+    states = {n for n in walk(flow_map.body) if isinstance(n, PathState) and n.path in before}
+    times = {t for n in states for t in walk(n.time) if isinstance(t, Draw)}
+    return frozenset(states), frozenset(times)
 
 
 def _text(node: Expr, notation: Notation) -> str:

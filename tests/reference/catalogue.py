@@ -19,6 +19,7 @@ from tests.reference import (
     self_distillation,
     shortcut,
     trajectory_flow_matching,
+    transition,
     trigonometric,
     tvm,
     uaimf,
@@ -31,6 +32,7 @@ REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
     "flow_matching": (flow_matching.loss, {}),
     "flow_matching_skewed": (flow_matching.loss, {}),
     "rectified_flow": (flow_matching.without_labels, {}),
+    "reflow": (flow_matching.straightened, {}),
     "ddpm": (diffusion.ddpm, {"last": 0.03}),
     "vp_diffusion": (diffusion.variance_preserving, {"lo": 0.2, "hi": 10.0}),
     "meanflow": (meanflow.loss, {"omega": 0.2, "kappa": 0.92, "hi": 0.8}),
@@ -62,6 +64,8 @@ REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
     "trigonometric_flow": (trigonometric.flow, {"sd": 0.8}),
     "scm": (trigonometric.consistency, {"sd": 0.8, "warmup": 60.0}),
     "scm_distillation": (trigonometric.consistency, {"sd": 0.7, "warmup": 50.0}),
+    "tmd_meanflow": (transition.head_on_features, {}),
+    "meta_flow_maps": (transition.posterior, {}),
     "continuous_consistency_training": (consistency.continuous, {"sd": 0.7}),
 }
 

@@ -48,3 +48,25 @@ def without_labels(
     z = pad(t, data) * noise + (1 - pad(t, data)) * data
     value = mean_squares(networks["v"](z, t) - noise + data).mean()
     return value, {"target": value.detach()}
+
+
+def straightened(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+    *,
+    steps: int = 8,
+) -> Result:
+    """Reflow (arXiv:2209.03003): `v(z, t)` on noise and what the frozen `old` makes of it."""
+    del label, progress
+    noise, t = draws["noise"], draws["t"]
+    made = noise
+    with torch.no_grad():
+        for k in range(steps):
+            time = torch.full_like(t, 1 - k / steps)
+            made = made - networks["old"](made, time) / steps
+    z = (1 - pad(t, data)) * made + pad(t, data) * noise
+    value = mean_squares(networks["v"](z, t) - (noise - made)).mean()
+    return value, {"target": value.detach()}
