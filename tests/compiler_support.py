@@ -45,11 +45,10 @@ class Net(nn.Module):
     def forward(self, *arguments: Tensor, **conditions: Tensor) -> Tensor | tuple[Tensor, ...]:
         assert set(conditions) == set(self.role.conditions)
         self.calls += 1
-        self.rows.append(len(arguments[0]))
+        rows = len(arguments[0])
+        self.rows.append(rows)
         parts = [a.reshape(len(a), -1) for a in arguments]
-        parts += [
-            conditions[c].reshape(len(arguments[0]), -1) for c in sorted(conditions) if c != "label"
-        ]
+        parts += [conditions[c].reshape(rows, -1) for c in sorted(conditions) if c != "label"]
         hidden = self.inner(torch.cat([p.to(DTYPE) for p in parts], 1))
         if "label" in conditions:
             hidden = hidden + self.names(conditions["label"] - NULL_LABEL)
