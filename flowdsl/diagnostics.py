@@ -152,8 +152,15 @@ def inherited(diagnostic: Diagnostic, source: Source, line: int) -> Diagnostic:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "x"?`, or the empty string when nothing known is close to `name`."""
-    close = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
-    return f'did you mean "{close[0]}"?' if close else ""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=5, cutoff=0.6)
+    if not close:
+        return ""
+
+    def closeness(other: str) -> tuple[float, int]:
+        """The share in common; of equally close names the one of the likest length."""
+        return -difflib.SequenceMatcher(None, other, name).ratio(), abs(len(other) - len(name))
+
+    return f'did you mean "{min(close, key=closeness)}"?'
 
 
 def render(diagnostic: Diagnostic) -> str:

@@ -26,10 +26,12 @@ def lay_out(text: str, indent: int = 0, width: int = WIDTH) -> list[str]:
     groups = _top_groups(body)
     filled = [(a, b) for a, b in groups if b > a + 1]
     if filled and groups[-1][1] == len(body) - 1 and not _operators(body):
-        start, end = filled[-1]  # not the empty brackets of a `.mean()` at the end
-        return _split_group(
-            head + body[: start + 1], body[start + 1 : end], body[end:], indent, width
-        )
+        # not the empty brackets of a `.mean()` at the end; earlier ones where the head is too long
+        tries = [
+            _split_group(head + body[: a + 1], body[a + 1 : b], body[b:], indent, width)
+            for a, b in reversed(filled)
+        ]
+        return next((t for t in tries if max(map(len, t)) <= width), tries[0])
     if head:
         broken = _broken_inside(head, body, indent, width)
         return broken or _split_group(f"{head}(", body, ")", indent, width)
