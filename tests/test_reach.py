@@ -123,3 +123,34 @@ def test_a_term_that_a_constant_switches_off_is_no_mistake() -> None:
     )
     found = check(load_text(text), find=load)
     assert found.ok, found.render()
+
+
+#: Ways to write the rate pi / 2 of a path that runs from 0 to 1, and other rates.
+RATES = ("1.5707963", "1.5708", "1.57", "1.570796326794897", "3.14159265358979 / 2")
+TURNED = """objective turned
+constants rate = {rate}
+path z(t) = {path}
+times {first}, {second} ~ sorted(uniform(0, {end}))
+network F(z, t, r)
+map z(t) -> z(r) = z + (r - t) * F(z, t, r)
+differentiate t
+target match F(z, t, r) to stop(velocity + (r - t) * d/dt[F(z, t, r)])
+anchor match F(z, t, t) to velocity
+loss mse
+"""
+DATA_LAST = "sin(rate * t) * data + cos(rate * t) * noise"
+DATA_FIRST = "cos(rate * t) * data + sin(rate * t) * noise"
+
+
+@pytest.mark.parametrize(
+    ("rate", "end"), [*((r, "1") for r in RATES), ("2", "0.785398"), ("0.5", "3.14159")]
+)
+@pytest.mark.parametrize("path", [DATA_LAST, DATA_FIRST])
+def test_a_path_of_sines_ends_where_its_rate_says(rate: str, end: str, path: str) -> None:
+    """Trained towards the data it passes; trained away from them it is refused."""
+    names = ("r", "t") if path == DATA_LAST else ("t", "r")  # the larger of two comes first
+    for (first, second), right in ((names, True), (names[::-1], False)):
+        text = TURNED.format(rate=rate, end=end, path=path, first=first, second=second)
+        report = check(load_text(text), find=load)
+        assert report.ok == right, report.render()
+        assert any(v.check == "times" and v.status == "refuted" for v in report.verdicts) != right

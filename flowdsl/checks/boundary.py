@@ -14,7 +14,7 @@ from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
-from flowdsl.proof.numbers import path_weights
+from flowdsl.proof.numbers import far_end, path_weights
 from flowdsl.proof.show import times
 from flowdsl.proof.truth import MapNetwork, shape_of
 from flowdsl.proof.wellformed import flaw
@@ -22,7 +22,6 @@ from flowdsl.spec.core import Expr, Formal, PathState, walk
 from flowdsl.spec.objective import FlowMap, Objective, Path
 
 NAME = "boundary"
-ENDS = (0.0, 1.0, math.pi / 2)  #: where paths of the field begin and end
 NEARLY = 0.02  #: weights of data and noise up to which an end counts as the other one alone
 FADED = (
     0.2  #: data's weight beside the noise's, up to which a path without an end has noise at last
@@ -56,8 +55,9 @@ def _standing(objective: Objective, path: Path) -> Verdict | None:
 def _ends(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
     """At one end the data alone, with weight 1; at the other the noise alone, or nearly so."""
     ends: dict[float, tuple[float, float]] = {}
-    for moment in ENDS:
-        with suppress(Undecided):
+    with suppress(Undecided):
+        end = far_end(objective, path)
+        for moment in (0.0, 1.0 if end is None else end):
             ends[moment] = path_weights(objective, path, moment)
     if not ends:  # other draws than data and noise
         return Verdict(NAME, "note", f"the path {path.state} is nowhere equal to the data")

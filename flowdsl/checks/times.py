@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from fractions import Fraction
 from itertools import product
@@ -13,7 +14,7 @@ from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.inequalities import Affine, Bound, implies
-from flowdsl.proof.numbers import path_weights
+from flowdsl.proof.numbers import far_end, path_weights
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import (
     Apply,
@@ -101,12 +102,12 @@ def _is_code(expr: Expr) -> bool:
 
 
 def domain(objective: Objective, path: Path) -> tuple[Fraction, Fraction | None]:
-    """Where a path runs from one end to the other: [0, 1], [0, pi/2] rounded up, or without an
-    end."""
-    ops = {n.op for n in walk(path.body) if isinstance(n, Apply)}
-    if ops & {"sin", "cos", "tan"}:
-        return Fraction(0), Fraction(1570797, 10**6)
+    """Where a path runs from one end to the other: [0, 1], [0, pi/2] and the like rounded up, or
+    without an end."""
     try:
+        end = far_end(objective, path)
+        if end is not None:
+            return Fraction(0), Fraction(math.ceil(end * 10**6), 10**6)
         weights = path_weights(objective, path, 1.0)
     except Undecided:
         return Fraction(0), Fraction(1)
@@ -305,13 +306,13 @@ def _ways(analysis: Analysis, flow_map: FlowMap) -> set[str]:
 
 def data_is_later(objective: Objective, path: Path) -> bool | None:
     """Does the path end in the data? None where neither of its usual ends is the data."""
-    for moment in (0.0, 1.0, 1.5707963267948966):
-        try:
+    with suppress(Undecided):
+        end = far_end(objective, path)
+        nearly = 1e-9 if end is None else 1e-3  # digits of pi / 2 that were left out
+        for moment in (0.0, 1.0 if end is None else end):
             a, s = path_weights(objective, path, moment)
-        except Undecided:
-            continue
-        if abs(a - 1) < 1e-9 and abs(s) < 1e-9:
-            return moment > 0
+            if abs(a - 1) < nearly and abs(s) < nearly:
+                return moment > 0
     return None
 
 

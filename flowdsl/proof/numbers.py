@@ -147,3 +147,35 @@ def path_weights(
         raise Undecided("the path has other ends than data and noise", path.span)
     a, s = linear(body, {**constants, path.time: time}, ("data", "noise"))
     return a, s
+
+
+#: How finely, and how far, the end of a path of sines and cosines is looked for.
+_SCAN_STEP, _SCAN_END = 1 / 16, 8.0
+
+
+def far_end(objective: Objective, path: Path) -> float | None:
+    """The first time after 0 at which data or noise has no weight, on a path of sines and cosines.
+
+    None on other paths, and where no such time is found. pi / 2 may have been written with a few
+    digits only, so an end that is nearly 1 is taken to be at least 1. Raises `Undecided` as
+    `path_weights` does.
+    """
+    if not any(isinstance(n, Apply) and n.op in ("sin", "cos", "tan") for n in walk(path.body)):
+        return None
+
+    def product(time: float) -> float:
+        a, s = path_weights(objective, path, time)
+        return a * s
+
+    before, sign = _SCAN_STEP, product(_SCAN_STEP)
+    while before < _SCAN_END:
+        after = before + _SCAN_STEP
+        if product(after) * sign <= 0:
+            break
+        before = after
+    else:
+        return None
+    for _ in range(60):
+        middle = (before + after) / 2
+        before, after = (middle, after) if product(middle) * sign > 0 else (before, middle)
+    return 1.0 if 0.999 < after < 1 else after
