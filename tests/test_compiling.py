@@ -220,3 +220,20 @@ def _velocity() -> nn.Module:
             return self.network(z, t, t, label=label)  # type: ignore[no-any-return]
 
     return Velocity()
+
+
+def test_a_graph_does_not_hang_on_other_networks() -> None:
+    """What the loss found out about networks that come and go is no part of a compiled graph."""
+    module = bound("meanflow")
+    first, second = steps(module, 2)
+    module(**first)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    compiled(**first)
+    other = bound("meanflow").networks["u"]
+    module.loss(other, first["data"], draws=first["draws"], label=first["label"])
+    assert module.loss.finding(other) is not None
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled(**second)
+    del other
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled(**second)

@@ -98,7 +98,10 @@ def callable_roles(
         function: Callable[..., Any] = network
         if (role.frozen or role.average_of is not None) and _learns(network):
             function = _Detached(network)
-        known = None if findings is None else findings.of(network)
+        known = None
+        # not in a graph: nothing asks there, and its guards would hang on all networks ever seen
+        if findings is not None and not torch.compiler.is_compiling():
+            known = findings.of(network)
         engine = Differentiable(function, known, tuple(head.name for head in role.heads))
         found[name] = engine if torch.compiler.is_compiling() else _Watched(engine, role)
     return found
