@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import resource
 import time
+from typing import Any
 
 import pytest
 
 from flowdsl.checks import CHECKS, check
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.pipeline import load_text
+from flowdsl.proof import analysis
+from flowdsl.proof.cases import cases
 
 LIMIT = 0.5  # seconds for each check
 
@@ -100,3 +103,18 @@ def test_the_limit_is_named() -> None:
     found = check(load_text(HOSTILE["nested roots in the map"]), time_limit=0.0)
     reasons = {v.message for v in found.verdicts if v.status == "undecided"}
     assert "no answer within 0 s" in reasons
+
+
+def test_too_many_kinds_of_rows_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def count(*args: Any) -> Any:
+        counted.append(args)
+        return cases(*args)
+
+    monkeypatch.setattr(analysis, "cases", count)
+    found = check(load_text(HOSTILE["many kinds of rows"]))
+    assert len(counted) == 1
+    reasons = [v.message for v in found.verdicts if v.status == "undecided"]
+    assert len(reasons) > 1
+    assert set(reasons) == {"more than 128 kinds of rows"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from flowdsl.proof.cases import Case, cases
+from flowdsl.proof.cases import Case, TooManyKinds, cases
 from flowdsl.proof.curriculum import Curricula
 from flowdsl.proof.domain import Domain
 from flowdsl.proof.errors import Clock, Undecided
@@ -75,7 +75,7 @@ class Analysis:
     aliases: dict[str, str] = field(default_factory=dict)
     _contexts: dict[object, Context] = field(default_factory=dict)
     _studies: dict[object, Study] = field(default_factory=dict)
-    _cases: dict[str, list[Case]] = field(default_factory=dict)
+    _cases: dict[str, list[Case] | TooManyKinds] = field(default_factory=dict)
     _regressions: dict[object, Regression] = field(default_factory=dict)
     _lessons: dict[tuple[str, str], Regression | None] = field(default_factory=dict)
 
@@ -135,11 +135,17 @@ class Analysis:
             )
 
     def cases(self, term: Term) -> list[Case]:
-        """Every kind of row the term is computed on."""
+        """Every kind of row the term is computed on. Raises `Undecided` where they are too many."""
         key = f"{term.name}/{self.objective.terms.index(term)}"
         if key not in self._cases:
-            self._cases[key] = cases(self.objective, self.domain, term)
-        return self._cases[key]
+            try:
+                self._cases[key] = cases(self.objective, self.domain, term)
+            except TooManyKinds as undecided:
+                self._cases[key] = undecided
+        known = self._cases[key]
+        if isinstance(known, TooManyKinds):
+            raise known
+        return known
 
     @property
     def matched(self) -> list[Term]:

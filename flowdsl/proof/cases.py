@@ -98,8 +98,12 @@ def relevant(objective: Objective, term: Term) -> list[Expr]:
     return found
 
 
+class TooManyKinds(Undecided):
+    """A term falls into more than `LIMIT` kinds of rows: so it will whenever it is asked."""
+
+
 def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
-    """Every kind of row on which the term is computed. Raises `Undecided` beyond `LIMIT`."""
+    """Every kind of row on which the term is computed. Raises `TooManyKinds` beyond `LIMIT`."""
     leaves: list[Case] = []
     expressions = relevant(objective, term)
 
@@ -110,7 +114,7 @@ def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
         if condition is None:
             leaves.append(make_case(term, facts, implied))
             if len(leaves) > LIMIT:
-                raise Undecided(f"more than {LIMIT} kinds of rows")
+                raise TooManyKinds(f"more than {LIMIT} kinds of rows")
             return
         branches = [v for v in (True, False) if domain.possible({**facts, condition: v})]
         if term.rows is not None:
