@@ -8,6 +8,7 @@ the field by an integer.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,7 +37,7 @@ class Defined:
     inside: frozenset[int] = frozenset()  # the generators in its argument
 
 
-class Rationals:
+class Rationals(ABC):
     """A field of rational functions: symbols by name, small quantities, room for functions."""
 
     def __init__(self, names: Iterable[str], spare: int = SPARE) -> None:
@@ -243,9 +244,9 @@ class Rationals:
                 total = total + outer * self._slope(w, definition) * inner
         return self.normal(total) if self.roots else total
 
+    @abstractmethod
     def _slope(self, w: int, definition: Defined) -> Element:
         """The derivative of a function in its argument."""
-        raise NotImplementedError
 
     def valuation(self, x: Element, index: int) -> int:
         """The order of the zero of x where the generator vanishes (negative at a pole)."""
@@ -273,9 +274,9 @@ class Rationals:
         ring = x.numer.ring
         return self.field.new(ring.from_dict(numer), ring.from_dict(denom))
 
+    @abstractmethod
     def again(self, definition: Defined, argument: Element) -> Element:
         """The function anew, of another argument."""
-        raise NotImplementedError
 
     def _evaluate(self, poly: Any, values: Mapping[int, Element]) -> Element:
         total: Element = self.zero
