@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from flowdsl.checks import Report, Verdict, check
-from flowdsl.checks.certificate import agreement
+from flowdsl.checks.certificate import agreement, with_certificate
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import compiled, load, load_text
@@ -148,7 +148,7 @@ def measured(fate: Fate, objective: Objective, report: Report) -> Fate:
     from flowdsl.certify import certify
 
     certificate = certify(objective, compiled)
-    joined = report.with_certificate(certificate)
+    joined = with_certificate(report, certificate)
     wrong = [v for v in joined.of("certificate") if v.status == "disagreement"]
     if wrong:
         return replace(fate, measured="disagrees", detail=wrong[0].message)

@@ -38,6 +38,7 @@ from flowdsl.checks.certificate import (
     TermCertificate,
     agreement,
     expected,
+    with_certificate,
 )
 from flowdsl.cli import main
 from flowdsl.diagnostics import render
@@ -305,7 +306,7 @@ def test_shipped_objectives_are_certified(spec: str) -> None:
             assert one.z <= 4
             assert one.relative < 2e-4
             assert one.error < 5e-4
-    report = check(load(spec), find=load).with_certificate(found)
+    report = with_certificate(check(load(spec), find=load), found)
     assert report.ok, report.render()
     assert {v.status for v in report.of("certificate")} == {"certified"}
     json.dumps(found.as_dict())
@@ -323,7 +324,7 @@ def test_alphaflow_is_certified_to_second_order() -> None:
     steps = [m for m in term.measurements if "|alpha|" in m.at]
     assert len(steps) == 2
     assert {m.outcome for m in steps} == {"nonzero"}
-    report = check(load("alphaflow"), find=load).with_certificate(found)
+    report = with_certificate(check(load("alphaflow"), find=load), found)
     verdict, tied = report.of("certificate")
     assert (verdict.shown, tied.status, report.ok) == ("order 2", "certified", True)
 
@@ -337,7 +338,7 @@ CLOSER = {"alphaflow_xl", "flow_matching", "meanflow", "tvm", "shortcut", "alpha
 def test_no_shipped_objective_contradicts_its_proof(spec: str) -> None:
     objective = load(spec)
     found = certify(objective, compile_spec, rows=256, batches=8)
-    report = check(objective, find=load).with_certificate(found)
+    report = with_certificate(check(objective, find=load), found)
     words = {t.term: agreement(report, t) for t in found.terms}
     assert set(words.values()) <= {"agrees", "not measured"}, found.render()
     assert all(t.reason for t in found.terms)
@@ -351,7 +352,7 @@ def test_a_weight_of_one_over_the_step_is_no_part_of_the_order() -> None:
     assert (term.outcome, term.replaced) == ("decays", ())
     assert term.decay is not None
     assert abs(term.decay.order - 2) < 0.5
-    report = check(load("alphaflow_squared"), find=load).with_certificate(found)
+    report = with_certificate(check(load("alphaflow_squared"), find=load), found)
     assert [v.shown for v in report.of("certificate") if v.term] == ["order 2"]
 
 
@@ -359,7 +360,7 @@ def test_trajectory_flow_matching_is_refuted_by_both() -> None:
     found = certificate("trajectory_flow_matching")
     assert [t.outcome for t in found.terms] == ["nonzero"]
     assert not found.ok
-    report = check(load("trajectory_flow_matching"), find=load).with_certificate(found)
+    report = with_certificate(check(load("trajectory_flow_matching"), find=load), found)
     assert [v.status for v in report.of("certificate")] == ["refuted", "certified"]
     assert report.of("certificate")[0].message.startswith("agrees: the mean gradient does not")
     assert not report.ok
@@ -392,7 +393,7 @@ def test_a_bias_of_the_loss_is_looked_for_in_the_loss(loss: str, proof: str, sta
     assert (term.outcome, term.replaced) == ("zero", (LOSS_REPLACED,))
     assert term.as_written is not None
     assert (term.as_written.outcome == "nonzero") == (proof == "biased"), found.render()
-    report = check(objective).with_certificate(found)
+    report = with_certificate(check(objective), found)
     assert [v.status for v in report.of("unbiased")] == [proof]
     assert agreement(report, term) == "agrees"
     assert [v.status for v in report.of("certificate") if v.term] == [status]
@@ -546,12 +547,12 @@ def test_a_term_that_holds_for_every_flow_ties_nothing() -> None:
     objective = load_text(kept)
     alone = certify(objective, compile_spec, **QUICK)
     assert alone.tied is False
-    report = check(objective, find=load).with_certificate(alone)
+    report = with_certificate(check(objective, find=load), alone)
     last = report.of("certificate")[-1]
     assert (last.status, last.message.split(":")[0]) == ("unanchored", "agrees")
     # a proof that says otherwise is contradicted, loudly
     proof = Report("o", "", (Verdict("anchored", "proved", "m", "target"),))
-    joined = proof.with_certificate(alone)
+    joined = with_certificate(proof, alone)
     assert joined.of("certificate")[-1].status == "disagreement"
     assert any("contradict each other" in render(d) for d in joined.diagnostics)
 
@@ -611,7 +612,7 @@ def test_consistency_training_falls_with_the_gap_of_its_times() -> None:
     assert term.decay is not None
     assert term.decay.small == "(t - s)"
     assert 1.25 < term.decay.order < 2.75
-    report = check(load_text(CONSISTENCY)).with_certificate(found)
+    report = with_certificate(check(load_text(CONSISTENCY)), found)
     assert [v.shown for v in report.of("certificate") if v.term] == ["order 2"]
 
 
@@ -665,7 +666,7 @@ def test_what_cannot_be_certified_says_why(
     assert found.ok
     assert {t.outcome for t in found.terms} == {"not measured"}
     assert any(reason in t.reason for t in found.terms), found.render()
-    shown = check(load_text(text)).with_certificate(found).of("certificate")
+    shown = with_certificate(check(load_text(text)), found).of("certificate")
     assert {v.status for v in shown} == {"not applicable"}
     assert all("not measured" in v.message for v in shown)
 
@@ -720,7 +721,7 @@ def proved(identity: str, unbiased: str = "proved", order: int | None = None) ->
 )
 def test_proofs_and_measurements_are_compared(report: Report, outcome: str, status: str) -> None:
     decay = Decay("a", (0.8, 0.4), 1.9, 0.1) if outcome == "decays" else None
-    (verdict,) = report.with_certificate(measured(outcome, decay=decay)).of("certificate")
+    (verdict,) = with_certificate(report, measured(outcome, decay=decay)).of("certificate")
     assert verdict.status == status
 
 
@@ -744,27 +745,27 @@ def test_a_replaced_loss_is_compared_as_it_is_written(
     whole = measured("zero", error=1e-4)
     written = Measurement("", outcome, 9.0, 0.2, error, 100, 0.1)  # type: ignore[arg-type]
     term = replace(whole.terms[0], replaced=(LOSS_REPLACED,), as_written=written)
-    joined = report.with_certificate(CertificateReport("o", (term,)))
+    joined = with_certificate(report, CertificateReport("o", (term,)))
     assert [v.status for v in joined.of("certificate")] == [status]
 
 
 def test_orders_are_compared() -> None:
     report = proved("order", "order", 2)
-    right = report.with_certificate(measured("decays", decay=Decay("a", (0.8, 0.4), 1.7, 0.2)))
+    right = with_certificate(report, measured("decays", decay=Decay("a", (0.8, 0.4), 1.7, 0.2)))
     assert [v.shown for v in right.of("certificate")] == ["order 2"]
-    wrong = report.with_certificate(measured("decays", decay=Decay("a", (0.8, 0.4), 0.6, 0.1)))
+    wrong = with_certificate(report, measured("decays", decay=Decay("a", (0.8, 0.4), 0.6, 0.1)))
     assert [v.status for v in wrong.of("certificate")] == ["disagreement"]
 
 
 def test_a_disagreement_is_loud_and_asks_to_be_reported() -> None:
-    joined = proved("proved").with_certificate(measured("nonzero"))
+    joined = with_certificate(proved("proved"), measured("nonzero"))
     assert not joined.ok
     (diagnostic,) = joined.diagnostics
     text = render(diagnostic)
     assert "contradict each other" in text
     assert "a bug in flowdsl, not in the spec: please report it" in text
     assert "the versions of flowdsl and torch" in text
-    sharp = proved("refuted").with_certificate(measured("zero", error=1e-4))
+    sharp = with_certificate(proved("refuted"), measured("zero", error=1e-4))
     assert [v.status for v in sharp.of("certificate")] == ["disagreement"]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flowdsl import pipeline
 from flowdsl.certify import certify
 from flowdsl.checks import Report, check
+from flowdsl.checks.certificate import with_certificate
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.emit import compile_objective
 from flowdsl.ir.lower import lower
@@ -92,7 +93,7 @@ def test_their_losses_compute_what_the_graph_says(spec: str) -> None:
 def test_their_losses_are_stationary_at_the_truth(spec: str) -> None:
     objective = load_text(spec)
     report = check(objective)
-    joined = report.with_certificate(certify(objective, pipeline.compiled))
+    joined = with_certificate(report, certify(objective, pipeline.compiled))
     shown = [v.status for v in joined.of("certificate")]
     assert "disagreement" not in shown, joined.render()
     assert "certified" in shown, joined.render()

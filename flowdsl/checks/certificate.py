@@ -153,7 +153,7 @@ Expected = Literal["zero", "order", "nonzero", "unknown"]
 Agreement = Literal["agrees", "too small to see", "disagrees", "measured alone", "not measured"]
 
 
-def certified(report: Report, certificate: CertificateReport) -> Report:
+def with_certificate(report: Report, certificate: CertificateReport) -> Report:
     """The report with a verdict `certificate` for every term, and one for their anchoring."""
     found = [_verdict(report, certificate, term) for term in certificate.terms]
     found += _anchoring(report, certificate)

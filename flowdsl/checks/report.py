@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from flowdsl.diagnostics import Diagnostic
-
-if TYPE_CHECKING:
-    from flowdsl.checks.certificate import CertificateReport
 
 Status = Literal[
     "proved",
@@ -116,12 +113,6 @@ class Report:
     @property
     def seconds(self) -> float:
         return sum(verdict.seconds for verdict in self.verdicts)
-
-    def with_certificate(self, certificate: CertificateReport) -> Report:
-        """This report, with a verdict `certificate` for every term that was measured."""
-        from flowdsl.checks.certificate import certified
-
-        return certified(self, certificate)
 
     def of(self, check: str) -> tuple[Verdict, ...]:
         """The verdicts of one check."""

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flowdsl import pipeline
 from flowdsl.checks import CHECKS, Report
+from flowdsl.checks.certificate import with_certificate
 from flowdsl.checks.check import COMMON
 from flowdsl.diagnostics import DiagnosticError, did_you_mean, fail, render
 
@@ -65,7 +66,7 @@ def check_specs(
             if not report.ok:
                 report = pipeline.explained(report, tree)
             if certify:
-                report = report.with_certificate(pipeline.certified(objective))
+                report = with_certificate(report, pipeline.certified(objective))
         except DiagnosticError as error:
             status = 2
             if as_json:
