@@ -1,202 +1,73 @@
 """What becomes of every mutant of every spec: `python -m tests.mutation_table [SPEC …]`.
 
-A mutant is unreadable, killed by a check, left undecided, or accepted; one that is accepted is the
-same objective, has the same gradient for every network, or is another objective that is proved.
-With `--certify` the compiled loss of each is measured too, and a proof that the measurement
-contradicts is shown. Takes minutes, with measurements an hour; `--jobs` runs several at once.
+Prints every mutant that is accepted or left undecided, and a summary. With `--certify` the compiled
+loss of each is measured too, and a proof that the measurement contradicts is shown. `--keep FOLDER`
+writes each fate as it is known (a file of JSON lines per spec) and judges no mutant twice; `--page
+FILE` writes the summary as a page of the documentation. Measuring all of them takes hours of one
+core; `--jobs` runs several at once, `--limit` bounds the time for each spec.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
-from flowdsl.checks import Report, Verdict, check
-from flowdsl.checks.certificate import agreement, with_certificate
-from flowdsl.diagnostics import DiagnosticError
-from flowdsl.identities import IDENTITIES
-from flowdsl.pipeline import compiled, load, load_text
-from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.compare import compare
-from flowdsl.proof.errors import Clock, Pole, Undecided
-from flowdsl.spec.objective import Claim, Objective
-from flowdsl.syntax.format import format_tree
-from tests.mutations import Mutant, base_tree, mutants, specs
-
-#: What a measurement can say, the worst first.
-AGREEMENTS = ("disagrees", "too small to see", "agrees", "measured alone", "not measured")
-ACCEPTED = ("same", "equal", "another", "as biased")
+from tests.mutation_fates import ACCEPTED, Fate, run
+from tests.mutation_page import by_operator, commit, page, summary
+from tests.mutations import Mutant, mutants, specs
 
 
-@dataclass(frozen=True)
-class Fate:
-    """What became of a mutant: `kind`, the check or stage that says so, and the reason.
-
-    Kinds: "unreadable", "killed", "undecided"; of those that pass "same" (the very same one),
-    "equal" (the same gradient for every network), "another" (another objective, proved). A mutant
-    of a spec that is itself biased and fails in no other way is "as biased".
-    """
-
-    mutant: Mutant
-    kind: str
-    by: str = ""
-    reason: str = ""
-    measured: str = ""  # one of AGREEMENTS, or nothing
-    detail: str = ""
-    seconds: float = 0.0
-
-    @property
-    def accepted(self) -> bool:
-        return self.kind in ACCEPTED
+def kept(path: Path) -> dict[str, Fate]:
+    """The fates in a file, by the mutant's text."""
+    if not path.exists():
+        return {}
+    fates = {}
+    for line in path.read_text().splitlines():
+        plain = json.loads(line)
+        fate = Fate(**{**plain, "mutant": Mutant(**plain["mutant"])})
+        fates[fate.mutant.text] = fate
+    return fates
 
 
-def judged(mutant: Mutant) -> tuple[Fate, Objective | None, Report | None]:
-    """Read and check a mutant."""
-    began = time.process_time()
-    try:
-        objective = load_text(mutant.text)
-    except DiagnosticError as error:
-        first = error.diagnostics[0]
-        return Fate(mutant, "unreadable", first.code, first.message), None, None
-    report = check(objective, find=load)
-    fate = _fate(mutant, objective, report)
-    return replace(fate, seconds=time.process_time() - began), objective, report
+def judge_all(
+    work: list[Mutant], *, certify: bool, jobs: int, limit: float, keep: Path | None
+) -> Iterator[Fate]:
+    """The fates of one spec's mutants, as far as the limit in seconds reaches."""
+    known = {} if keep is None else kept(keep)
+    began = time.monotonic()
+    yield from (known[m.text] for m in work if m.text in known)
+    rest = [m for m in work if m.text not in known]
+    one, here = partial(run, certify=certify), commit()
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        batches = (rest[k : k + 2 * jobs] for k in range(0, len(rest), 2 * jobs))
+        for batch in batches:
+            if time.monotonic() - began > limit:
+                return
+            for found in pool.map(one, batch) if jobs > 1 else map(one, batch):
+                fate = replace(found, commit=here)
+                if keep is not None:
+                    with keep.open("a") as file:
+                        file.write(json.dumps(asdict(fate)) + "\n")
+                yield fate
 
 
-def _fate(mutant: Mutant, objective: Objective, report: Report) -> Fate:
-    known = _failures(check(base(mutant.spec), find=load)) if _is_biased(mutant.spec) else set()
-    failing = [v for v in report.verdicts if not v.ok]
-    fresh = [v for v in failing if _essence(v) not in known]
-    decided = [v for v in fresh if v.status != "undecided"]
-    if decided:
-        first = decided[0]
-        return Fate(mutant, "killed", first.check, f"{first.status}: {first.reason}")
-    if fresh:
-        return Fate(mutant, "undecided", fresh[0].check, fresh[0].message)
-    kind, reason = neutral(mutant.spec, objective, report)
-    return Fate(mutant, "as biased" if failing and kind == "another" else kind, "", reason)
-
-
-def _failures(report: Report) -> set[tuple[str, ...]]:
-    return {_essence(v) for v in report.verdicts if not v.ok}
-
-
-def _essence(verdict: Verdict) -> tuple[str, ...]:
-    return verdict.check, verdict.status, verdict.term, verdict.case, verdict.left_over
-
-
-@cache
-def _is_biased(spec: str) -> bool:
-    """Does the spec itself fail (trajectory flow matching is biased by its nature)?"""
-    return not check(base(spec), find=load).ok
-
-
-def neutral(spec: str, objective: Objective, report: Report) -> tuple[str, str]:
-    """Why a mutant that passes is no worse: the same objective, or another one that is proved."""
-    if same(base(spec), objective):
-        return "same", "the very same objective"
-    drawn = "" if base(spec).draws == objective.draws else "; rows and times are drawn otherwise"
-    equal, how = beside(base(spec), objective)
-    if equal:
-        return "equal", how + drawn
-    told = {
-        f"{v.term} {v.case}: {v.shown}, {v.reason}".replace(" : ", ": ")
-        for v in report.of("identity") if v.term
-    }  # fmt: skip
-    return "another", "; ".join(sorted(told)) + f" -- {how}{drawn}"
-
-
-def beside(one: Objective, other: Objective) -> tuple[bool, str]:
-    """Do two objectives have the same gradient for every network, on the rows of both?"""
-    try:
-        for first, second in ((one, other), (other, one)):
-            analysis = Analysis(first, tuple(IDENTITIES.values()), Clock(20.0))
-            pairs = compare(analysis, second, Claim("gradient", second.name, "always"))
-            for pair in pairs:
-                if not pair.same:
-                    return False, f"for any network it differs by {pair.left}"
-            weighted = all(p.weights for p in pairs)
-    except (Undecided, Pole) as undecided:
-        return False, getattr(undecided, "reason", "not comparable")
-    if weighted:
-        return True, "the same gradient for every network"
-    return True, "the same gradient for every network, up to a positive weight"
-
-
-@cache
-def base(spec: str) -> Objective:
-    return load_text(format_tree(base_tree(spec)))
-
-
-def same(one: Objective, other: Objective) -> bool:
-    """Do two objectives compute the same from the same draws?"""
-    parts = ("constants", "paths", "draws", "networks", "maps", "terms")
-    return all(getattr(one, p) == getattr(other, p) for p in parts)
-
-
-def measured(fate: Fate, objective: Objective, report: Report) -> Fate:
-    """The fate with a measurement: how the compiled loss's mean gradient stands to the proof.
-
-    The worst of the terms counts; "too small to see" is told apart from agreement.
-    """
-    from flowdsl.certify import certify
-
-    certificate = certify(objective, compiled)
-    joined = with_certificate(report, certificate)
-    wrong = [v for v in joined.of("certificate") if v.status == "disagreement"]
-    if wrong:
-        return replace(fate, measured="disagrees", detail=wrong[0].message)
-    said = {agreement(report, term) for term in certificate.terms}
-    return replace(fate, measured=next((a for a in AGREEMENTS if a in said), "not measured"))
-
-
-def run(mutant: Mutant, certify: bool) -> Fate:
-    """One mutant, from text to fate."""
-    fate, objective, report = judged(mutant)
-    if not certify or objective is None or report is None:
-        return fate
-    return measured(fate, objective, report)
-
-
-def table(fates: Iterable[Fate]) -> str:
-    """Counts per spec: what became of its mutants, and what measurements say to that."""
-    kinds = ("unreadable", "killed", "undecided", *ACCEPTED)
-    told = AGREEMENTS
-    rows = [("spec", "mutants", *kinds, *told, "killed by")]
-    by_spec: dict[str, list[Fate]] = {}
-    for fate in fates:
-        by_spec.setdefault(fate.mutant.spec, []).append(fate)
-    everything = [f for own in by_spec.values() for f in own]
-    for spec, own in [*by_spec.items(), ("together", everything)]:
-        count, said = Counter(f.kind for f in own), Counter(f.measured for f in own)
-        checks = Counter(f.by for f in own if f.kind == "killed")
-        by = ", ".join(f"{name} {number}" for name, number in checks.most_common())
-        cells = [len(own), *(count[k] for k in kinds), *(said[k] for k in told)]
-        rows.append((spec, *(str(c) for c in cells), by))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def by_operator(fates: Iterable[Fate]) -> str:
-    """Per kind of change: how many were made, read, killed, and accepted."""
-    groups: dict[str, list[Fate]] = {}
-    for fate in fates:
-        groups.setdefault(fate.mutant.operator, []).append(fate)
-    lines = [f"{'change':12} mutants  unreadable  killed  undecided  accepted"]
-    for name, own in sorted(groups.items()):
-        kinds = Counter("accepted" if f.accepted else f.kind for f in own)
-        lines.append(f"{name:12} {len(own):7}  {kinds['unreadable']:10}  {kinds['killed']:6}  "
-                     f"{kinds['undecided']:9}  {kinds['accepted']:8}")  # fmt: skip
-    return "\n".join(lines)
+def told(fates: Iterable[Fate]) -> Iterator[str]:
+    """The mutants that a reader should look at, in words."""
+    everything = list(fates)
+    for kind in ("undecided", *ACCEPTED):
+        for fate in (f for f in everything if f.kind == kind):
+            yield f"{kind:9}  {fate.measured:12}  {fate.mutant.name}\n{'':11}{fate.reason}"
+    for fate in (f for f in everything if f.measured == "disagrees"):
+        yield f"DISAGREES  {fate.mutant.name}\n{'':11}{fate.reason}\n{'':11}{fate.detail}"
 
 
 def main() -> None:
@@ -205,22 +76,28 @@ def main() -> None:
     parser.add_argument("--certify", action="store_true", help="measure the compiled losses too")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", default="", help="only mutants whose name contains this")
+    parser.add_argument("--keep", type=Path, help="the folder in which fates are kept")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for each spec")
+    parser.add_argument("--page", type=Path, help="write the summary to this file")
     chosen = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    work = [m for spec in chosen.specs for m in mutants(spec) if chosen.only in m.name]
-    one = partial(run, certify=chosen.certify)
-    if chosen.jobs > 1:
-        with ProcessPoolExecutor(chosen.jobs) as pool:
-            fates = list(pool.map(one, work, chunksize=4))
-    else:
-        fates = [one(m) for m in work]
-    for kind in ("undecided", *ACCEPTED):
-        for fate in (f for f in fates if f.kind == kind):
-            print(f"{kind:9}  {fate.measured:12}  {fate.mutant.name}\n{'':11}{fate.reason}")
-    for fate in (f for f in fates if f.measured == "disagrees"):
-        print(f"DISAGREES  {fate.mutant.name}\n{'':11}{fate.reason}\n{'':11}{fate.detail}")
+    work = {spec: [m for m in mutants(spec) if chosen.only in m.name] for spec in chosen.specs}
+    fates: list[Fate] = []
+    for spec, own in sorted(work.items(), key=lambda item: len(item[1])):
+        file = None if chosen.keep is None else chosen.keep / f"{spec}.jsonl"
+        found = list(
+            judge_all(own, certify=chosen.certify, jobs=chosen.jobs, limit=chosen.limit, keep=file)
+        )
+        for line in told(found):
+            print(line, flush=True)
+        if len(found) < len(own):
+            print(f"{spec}: {len(own) - len(found)} mutants were left when its time was over")
+        fates += found
     print("\n" + by_operator(fates))
-    print("\n" + table(fates))
+    print("\n" + summary(fates))
+    if chosen.page is not None:
+        left = sum(map(len, work.values())) - len(fates)
+        chosen.page.write_text(page(fates, left))
     slowest = max(fates, key=lambda f: f.seconds, default=None)
     if slowest is not None:
         print(f"\n{sum(f.seconds for f in fates):.0f} s in all, at most {slowest.seconds:.1f} s "

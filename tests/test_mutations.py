@@ -7,11 +7,15 @@ FLOWDSL_ALL_MUTANTS=1 in the environment.
 from __future__ import annotations
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from flowdsl.syntax.format import format_tree
-from tests.mutation_table import judged, measured
+from tests.mutation_fates import Fate, judged, measured
+from tests.mutation_page import page, summary
+from tests.mutation_table import judge_all, kept
 from tests.mutations import Mutant, base_tree, mutants, specs
 
 EVERY = bool(os.environ.get("FLOWDSL_ALL_MUTANTS"))
@@ -86,3 +90,42 @@ def test_mutants_differ_from_their_spec_and_from_each_other(spec: str) -> None:
     assert len(texts) == len(found) > 20
     assert format_tree(base_tree(spec)) not in texts
     assert len({m.operator for m in found}) >= 8
+
+
+def test_fates_are_kept_and_no_mutant_is_judged_twice(tmp_path: Path) -> None:
+    work, file = mutants("rectified_flow")[:6], tmp_path / "fates" / "rectified_flow.jsonl"
+    options = {"certify": True, "jobs": 1, "limit": 100.0, "keep": file}
+    first = list(judge_all(work[:4], **options))
+    file.write_text(file.read_text().replace('"reason": "', '"reason": "kept: '))
+    again = list(judge_all(work, **options))
+    assert [f.mutant for f in again] == work
+    assert all(f.reason.startswith("kept: ") for f in again[:4])
+    assert not any(f.reason.startswith("kept: ") for f in again[4:])
+    assert list(kept(file).values()) == again
+    assert [f.mutant for f in first] == work[:4]
+    assert not list(judge_all(work, **{**options, "limit": -1.0, "keep": None}))
+
+
+def test_the_page_counts_every_mutant_once_and_tells_what_disagrees() -> None:
+    one, two, three = mutants("rectified_flow")[:3]
+    fates = [
+        Fate(one, "killed", "identity", "refuted: x", "agrees", commit="abc"),
+        Fate(two, "another", "", "proved", "disagrees", "so and so", commit="abc"),
+        Fate(three, "undecided", "unbiased", "no law", "not measured", "no truth", commit="def"),
+    ]
+    cells = dict(zip(*(line.split() for line in _lines(summary(fates), 0, -1)), strict=False))
+    assert (cells["mutants"], cells["killed"], cells["another"]) == ("3", "1", "1")
+    written = page(fates, 7)
+    assert "commit abc (2 mutants), commit def (1 mutants)" in written
+    assert "7 mutants were not judged" in written
+    assert f"- `{two.name}`: so and so" in written
+    assert f"- `{three.name}`: no truth" in written
+    assert Counter(written.split())["identity"] == 2  # once for the spec, once together
+
+
+def _lines(table: str, *places: int) -> list[str]:
+    """Lines of a table whose columns' names are single words here."""
+    for name in ("as biased", "not measured", "measured alone", "too small to see", "killed by"):
+        table = table.replace(name, name.replace(" ", "_"))
+    lines = table.splitlines()
+    return [lines[p] for p in places]

@@ -18,7 +18,7 @@ from flowdsl.pipeline import load_text, parse
 from flowdsl.spec.objective import Objective
 from flowdsl.syntax.layout import read_source
 from tests.compiler_support import batch, error, interpreted, networks, outcome
-from tests.mutation_table import beside, same
+from tests.mutation_fates import beside, same
 from tests.mutations import Mutant, mutants_of
 from tests.right_objectives import right_specs, written_out
 
