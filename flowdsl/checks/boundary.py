@@ -14,9 +14,9 @@ from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
+from flowdsl.proof.maps import MapNetwork, shape_of
 from flowdsl.proof.numbers import far_end, path_weights
 from flowdsl.proof.show import times
-from flowdsl.proof.truth import MapNetwork, shape_of
 from flowdsl.proof.wellformed import flaw
 from flowdsl.spec.core import Expr, Formal, PathState, walk
 from flowdsl.spec.objective import FlowMap, Objective, Path

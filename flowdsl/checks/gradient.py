@@ -14,7 +14,7 @@ from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.numbers import evaluate
 from flowdsl.proof.sample import live_calls
-from flowdsl.proof.weight import ENTRIES, ERROR
+from flowdsl.proof.setting import ENTRIES, ERROR
 from flowdsl.spec.core import Apply, Evaluate, Expr, Level, Stop, children, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term

@@ -24,10 +24,11 @@ from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.kinds import RowKind, row_kinds
 from flowdsl.proof.numbers import evaluate
+from flowdsl.proof.setting import ERROR
 from flowdsl.proof.show import Printer, ratio
 from flowdsl.proof.state import State
 from flowdsl.proof.sums import Pair, Total, compared, positive, total
-from flowdsl.proof.weight import ERROR, course
+from flowdsl.proof.weight import course
 from flowdsl.spec.core import Constant, Draw, Expr, Level, conditions_of, number, transform
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Claim, Objective, Term

@@ -21,7 +21,7 @@ from flowdsl.proof.cases import Case
 from flowdsl.proof.derivation import Derivation, Step
 from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.proof.field import Element
-from flowdsl.proof.truth import MapNetwork, shape_of, single_call
+from flowdsl.proof.maps import MapNetwork, shape_of, single_call
 from flowdsl.proof.write import element_expr
 from flowdsl.spec.core import (
     ONE,

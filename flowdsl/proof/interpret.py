@@ -75,6 +75,16 @@ class Solution(Protocol):
 
 
 @dataclass(frozen=True)
+class NoNetwork:
+    """A `Solution` for what no network may be evaluated in."""
+
+    where: str
+
+    def value(self, call: Call) -> State:
+        raise Undecided(f"a network inside a {self.where}")
+
+
+@dataclass(frozen=True)
 class Call:
     """A network's head at a point; `live` when its parameters receive gradient here.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.proof.errors import Undecided
@@ -17,32 +16,30 @@ from flowdsl.proof.field import Element
 from flowdsl.proof.learnt import Regression
 from flowdsl.proof.numbers import path_weights
 from flowdsl.proof.scalars import Scalars
+from flowdsl.proof.solver import Solver
 from flowdsl.spec.core import Kind
 from flowdsl.spec.objective import Objective, Stage
-
-if TYPE_CHECKING:
-    from flowdsl.proof.analysis import Analysis
 
 TIME = "_0"  #: the symbol that stands for the time of a teacher's state
 _MOMENTS = (0.21, 0.5, 0.83)
 
 
-def lesson(analysis: Analysis, owner: str, path: str) -> Regression | None:
+def lesson(solver: Solver, owner: str, path: str) -> Regression | None:
     """What a frozen network has learned about the velocity on a path; None where no stage tells.
 
     Raises `Undecided` where a stage tells of something else than a regression on that path.
     """
-    stage = _source(analysis.objective, owner)
-    if stage is None or analysis.find is None:
+    stage = _source(solver.objective, owner)
+    if stage is None or solver.find is None:
         return None
     try:
-        other = analysis.find(stage.objective)
+        other = solver.find(stage.objective)
     except DiagnosticError:  # objectives that are not at hand are the trainer's to report
         return None
     role = _role(other, owner)
     if role is None:
         return None
-    theirs = analysis.of(other)
+    theirs = solver.of(other)
     for case in theirs.all_cases():
         networks = theirs.networks(case, theirs.context(), "flow")
         if role in networks.maps:
@@ -51,9 +48,9 @@ def lesson(analysis: Analysis, owner: str, path: str) -> Regression | None:
         learned = networks.regression.get(head)
         if learned is None:
             continue
-        if not _same_path(analysis.objective, path, other, theirs.base(case).path):
+        if not _same_path(solver.objective, path, other, theirs.base(case).path):
             raise Undecided(f"{owner} comes from the stage {stage.name}, which has another path")
-        return _moved(analysis, theirs, learned)
+        return _moved(solver, theirs, learned)
     return None
 
 
@@ -91,16 +88,16 @@ def _same_path(one: Objective, mine: str, other: Objective, theirs: str) -> bool
     return True
 
 
-def _moved(analysis: Analysis, theirs: Analysis, learned: Regression) -> Regression | None:
+def _moved(solver: Solver, theirs: Solver, learned: Regression) -> Regression | None:
     """A regression in the scalars of this analysis, its time the symbol `TIME`."""
     if learned.index is None:
         return None
-    source, target = theirs.scalars, analysis.scalars
+    source, target = theirs.scalars, solver.scalars
     time = target.symbol(TIME)
     values = {learned.index: time}
     for name, value in theirs.objective.constants.items():
         if source.has(name):
-            shared = analysis.symbolic and analysis.objective.constants.get(name) == value
+            shared = solver.symbolic and solver.objective.constants.get(name) == value
             known = shared and target.has(name)
             values[source.index(name)] = target.symbol(name) if known else target.number(value)
     p, q, scale, shown = (

@@ -12,15 +12,16 @@ the flow would be the data's. Any other combination is a wrong target, not anoth
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Conditions, Context, Reader
+from flowdsl.proof.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.proof.networks import data_field
 from flowdsl.proof.sample import NOISES, X, learning_calls
+from flowdsl.proof.solver import Relation, Solver
 from flowdsl.proof.state import State, VelocityAtom
-from flowdsl.proof.truth import data_field
 from flowdsl.spec.core import (
     Apply,
     Evaluate,
@@ -36,16 +37,11 @@ from flowdsl.spec.core import (
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 
-if TYPE_CHECKING:
-    from flowdsl.proof.analysis import Analysis
-    from flowdsl.proof.cases import Case
-
 
 class Singular(Undecided):
     """The guidance does not determine the flow: its fixed point divides by zero."""
 
 
-Relation = dict[Conditions, Element]
 Region = frozenset[tuple[Expr, bool]]
 
 
@@ -59,79 +55,79 @@ class Guidance:
     _busy: bool = False
 
     def relation(
-        self, analysis: Analysis, case: Case, context: Context, conditions: Conditions
+        self, solver: Solver, case: Case, context: Context, conditions: Conditions
     ) -> Relation:
         """V under these conditions on the rows of a case, as a combination of flow velocities."""
         own: Relation = {conditions: context.scalars.one}
         if not conditions:
             return own
         if not self._ready and not self._busy:
-            self._collect(analysis)
+            self._collect(solver)
         if self.singular and not self._busy:
             raise Undecided(self.singular)
-        region = _region(analysis, case)
+        region = _region(solver, case)
         fitting = [
             r for c, other, r in self.found if c == conditions and _compatible(region, other)
         ]
         # where one kind of row is guided and another is not, no flow fits both: show the guided one
         return next((r for r in fitting if r != own), fitting[0] if fitting else own)
 
-    def _collect(self, analysis: Analysis) -> None:
+    def _collect(self, solver: Solver) -> None:
         """The direction of differentiation speaks first, then each term about its own rows."""
         self._busy = True
-        everything = [case for term in analysis.matched for case in _cases(analysis, term)]
+        everything = [case for term in solver.matched for case in _cases(solver, term)]
         for by_direction in (True, False):
             for case in everything:
                 try:
-                    self._add(analysis, case, by_direction)
+                    self._add(solver, case, by_direction)
                 except Singular as singular:
                     self.singular = singular.reason
                 except Undecided:
                     continue
         self._busy, self._ready = False, True
 
-    def _add(self, analysis: Analysis, case: Case, by_direction: bool) -> None:
-        context = analysis.context()
-        conditions, region = analysis.conditions(case, context), _region(analysis, case)
+    def _add(self, solver: Solver, case: Case, by_direction: bool) -> None:
+        context = solver.context()
+        conditions, region = solver.conditions(case, context), _region(solver, case)
         if not conditions:
             return
         if any(c == conditions and _compatible(region, r) for c, r, _ in self.found):
             return
-        equation = equation_of(analysis, case, context, conditions, by_direction)
+        equation = equation_of(solver, case, context, conditions, by_direction)
         relation = None if equation is None else solved(context, equation, conditions)
         if relation is not None:
-            _check_shown(analysis, case, context, relation)
+            _check_shown(solver, case, context, relation)
             self.found.append((conditions, region, relation))
 
 
-def _cases(analysis: Analysis, term: object) -> list[Case]:
+def _cases(solver: Solver, term: object) -> list[Case]:
     try:
-        return analysis.cases(term)  # type: ignore[arg-type]
+        return solver.cases(term)  # type: ignore[arg-type]
     except Undecided:
         return []
 
 
 def equation_of(
-    analysis: Analysis,
+    solver: Solver,
     case: Case,
     context: Context,
     conditions: Conditions,
     by_direction: bool,
 ) -> State | None:
     """What is zero at the truth, in the data's velocity and the flow's."""
-    networks = analysis.networks(case, context, "flow")
+    networks = solver.networks(case, context, "flow")
     networks.marginal = lambda c, p, t: context.calculus.velocity(data_field(c), p, t)
     networks.elsewhere = None
     x = context.calculus.symbol(X)
-    time = analysis.row(case, context, networks, x).time
-    row = analysis.row(case, context, networks, networks.marginal(conditions, x, time))
+    time = solver.row(case, context, networks, x).time
+    row = solver.row(case, context, networks, networks.marginal(conditions, x, time))
     reader = Reader(context, networks, row)
     if by_direction:
-        moving = analysis.objective.moving
+        moving = solver.objective.moving
         if moving is None or moving.along is None:
             return None
         along = case.reduce(moving.along)
-        if not _tells_velocity(analysis.objective, along, row.base):
+        if not _tells_velocity(solver.objective, along, row.base):
             return None
         value = reader.state(along, False) - context.calculus.velocity(
             ("flow", conditions), x, time
@@ -182,38 +178,31 @@ def solved(context: Context, equation: State, conditions: Conditions) -> Relatio
     return relation
 
 
-def _check_shown(analysis: Analysis, case: Case, context: Context, relation: Relation) -> None:
+def _check_shown(solver: Solver, case: Case, context: Context, relation: Relation) -> None:
     """A flow that is guided by a drawn number is one flow only to a network that sees the
     number."""
     scalars = context.scalars
-    learner = learning_calls(analysis.objective, case.prediction, case.target)[0]
-    reader = Reader(context, _Unread())
-    shown = [v for _, v in analysis.conditions(case, context) if not isinstance(v, str)]
-    kinds = analysis.objective.networks[learner.network].arguments
+    learner = learning_calls(solver.objective, case.prediction, case.target)[0]
+    reader = Reader(context, NoNetwork("scalar"))
+    shown = [v for _, v in solver.conditions(case, context) if not isinstance(v, str)]
+    kinds = solver.objective.networks[learner.network].arguments
     shown += [
         reader.scalar(a)
         for (_, kind), a in zip(kinds, learner.args, strict=True)
         if kind is not Kind.STATE
     ]
-    shown.append(reader.scalar(analysis.base(case).time))
+    shown.append(reader.scalar(solver.base(case).time))
     seen = {i for x in shown for i in scalars.generators_in(x)}
-    drawn = {scalars.index(n) for n in analysis.objective.draws if scalars.has(n)}
+    drawn = {scalars.index(n) for n in solver.objective.draws if scalars.has(n)}
     used = {i for c in relation.values() for i in scalars.generators_in(c)}
     if hidden := used & drawn - seen:
         names = ", ".join(scalars.name_of(i) for i in sorted(hidden))
         raise Singular(f"{learner.head} is not shown {names}, by which its flow is guided")
 
 
-class _Unread:
-    """No network is evaluated in a time or a condition."""
-
-    def value(self, call: object) -> State:
-        raise Undecided("a network inside a scalar")
-
-
-def _region(analysis: Analysis, case: Case) -> Region:
+def _region(solver: Solver, case: Case) -> Region:
     """What is known about the time of the row's state, in terms of that time alone."""
-    time = analysis.base(case).time
+    time = solver.base(case).time
     here = Formal("τ", Kind.TIME)
     found = set()
     for condition, value in case.facts.items():

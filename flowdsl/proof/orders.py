@@ -16,7 +16,8 @@ from flowdsl.proof.chance import Size, Slope, mean_gradient
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.judge import Finding
-from flowdsl.proof.weight import ERROR, weight_of
+from flowdsl.proof.setting import ERROR
+from flowdsl.proof.weight import weight_of
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,19 @@ state."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import parts
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Context, Reader
 from flowdsl.proof.learnt import Regression, hidden_time
+from flowdsl.proof.networks import Networks
 from flowdsl.proof.sample import NOISES, X
 from flowdsl.proof.scalars import Scalars
+from flowdsl.proof.setting import Setting
 from flowdsl.proof.state import FunctionAtom, State, VelocityAtom
-from flowdsl.proof.truth import Networks
 from flowdsl.spec.core import Evaluate, Expr, Kind
-
-if TYPE_CHECKING:
-    from flowdsl.proof.analysis import Analysis
-    from flowdsl.proof.cases import Case
 
 _MONOTONE = frozenset({"log", "exp", "sqrt", "atan"})
 _PLAIN: tuple[str, tuple[tuple[str, object], ...]] = ("flow", ())
@@ -43,7 +40,7 @@ class _Unknown:
 
 
 def regress(
-    analysis: Analysis, case: Case, context: Context, networks: Networks, learner: Evaluate
+    setting: Setting, case: Case, context: Context, networks: Networks, learner: Evaluate
 ) -> Regression:
     """Solve E[prediction - target | z] = 0 for the head that learns, all conditions taken as equal.
 
@@ -52,10 +49,10 @@ def regress(
     """
     calculus, scalars = context.calculus, context.scalars
     x = calculus.symbol(X)
-    time = analysis.row(case, context, networks, x).time
+    time = setting.row(case, context, networks, x).time
     index = next((i for i in scalars.generators_in(time) if scalars.generator(i) == time), None)
-    row = analysis.row(case, context, networks, calculus.velocity(_PLAIN, x, time))
-    moment = analysis.base(case).time
+    row = setting.row(case, context, networks, calculus.velocity(_PLAIN, x, time))
+    moment = setting.base(case).time
     place, shown, seen = _seen(Reader(context, networks, row), learner, moment, index)
     reader = Reader(context, _Unknown(context, learner.head, place), row)
     assert case.target is not None

@@ -16,9 +16,9 @@ from functools import cached_property
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.networks import Networks
 from flowdsl.proof.numbers import evaluate, path_weights
 from flowdsl.proof.state import State
-from flowdsl.proof.truth import Networks
 from flowdsl.spec.core import (
     Draw,
     Evaluate,

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from flowdsl.proof.analysis import Analysis, Study
+from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
 from flowdsl.proof.interpret import Call, Conditions, Reader
@@ -24,10 +25,6 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.notation import Notation
-
-if TYPE_CHECKING:
-    from flowdsl.proof.analysis import Analysis, Study
-    from flowdsl.proof.cases import Case
 
 _UNSURE = (Undecided, Pole)
 

@@ -13,20 +13,17 @@ the velocity at `lo = 0, hi = 1` is that of the row itself wherever its own inte
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Conditions, Context, Reader
-from flowdsl.proof.marginal import Relation, equation_of, solved
+from flowdsl.proof.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.proof.marginal import equation_of, solved
 from flowdsl.proof.sample import X, learning_calls
+from flowdsl.proof.solver import Relation, Solver
 from flowdsl.proof.state import State, VelocityAtom
 from flowdsl.spec.core import Apply, Draw, Evaluate, Expr, Level, transform, walk
 from flowdsl.spec.kinds import level_of
-
-if TYPE_CHECKING:
-    from flowdsl.proof.analysis import Analysis
 
 Shown = tuple[tuple[str, Expr], ...]  # conditions as they are written
 
@@ -37,21 +34,19 @@ class Siblings:
 
     _known: dict[object, dict[Conditions, Relation]] = field(default_factory=dict)
 
-    def relations(
-        self, analysis: Analysis, case: Case, context: Context
-    ) -> dict[Conditions, Relation]:
+    def relations(self, solver: Solver, case: Case, context: Context) -> dict[Conditions, Relation]:
         key = (case.prediction, case.target)
         known = self._known.get(key)
         if known is None:
             self._known[key] = {}  # while an equation is read, nothing is known about the others
-            known = self._known[key] = _relations(analysis, case, context)
+            known = self._known[key] = _relations(solver, case, context)
         return known
 
     def rewritten(
-        self, analysis: Analysis, case: Case, context: Context, state: State, time: Element
+        self, solver: Solver, case: Case, context: Context, state: State, time: Element
     ) -> State:
         """The state with the velocities at x that other rows determine put in their places."""
-        relations = self.relations(analysis, case, context)
+        relations = self.relations(solver, case, context)
         if not relations:
             return state
         calculus = context.calculus
@@ -70,57 +65,57 @@ class Siblings:
         return total
 
 
-def _relations(analysis: Analysis, case: Case, context: Context) -> dict[Conditions, Relation]:
-    calls = learning_calls(analysis.objective, case.prediction, case.target)
-    if not calls or not any(_scalars(analysis, shown) for shown in [calls[0].conditions]):
+def _relations(solver: Solver, case: Case, context: Context) -> dict[Conditions, Relation]:
+    calls = learning_calls(solver.objective, case.prediction, case.target)
+    if not calls or not any(_scalars(solver, shown) for shown in [calls[0].conditions]):
         return {}
-    reader = Reader(analysis.context(), _Nothing())
+    reader = Reader(solver.context(), NoNetwork("condition"))
     own = reader.conditions(calls[0])
     found: dict[Conditions, Relation] = {}
-    for node in _evaluations(analysis, case):
+    for node in _evaluations(solver, case):
         conditions = reader.conditions(node)
-        same_network = analysis.objective.origin(node.network, node.head)[0]
+        same_network = solver.objective.origin(node.network, node.head)[0]
         if conditions == own or conditions in found or same_network != calls[0].network:
             continue
-        relation = _relation(analysis, case, own, conditions, node.conditions)
+        relation = _relation(solver, case, own, conditions, node.conditions)
         if relation is not None:
             found[conditions] = relation
     return found
 
 
-def _scalars(analysis: Analysis, shown: Shown) -> bool:
+def _scalars(solver: Solver, shown: Shown) -> bool:
     """Is a network shown numbers that differ from row to row?"""
     return any(isinstance(n, Draw) and level_of(n) is Level.ROW for _, v in shown for n in walk(v))
 
 
-def _evaluations(analysis: Analysis, case: Case) -> list[Evaluate]:
+def _evaluations(solver: Solver, case: Case) -> list[Evaluate]:
     """Every evaluation of a case, those in its direction of differentiation included."""
-    moving = analysis.objective.moving
+    moving = solver.objective.moving
     along = None if moving is None or moving.along is None else case.reduce(moving.along)
     roots = [e for e in (case.prediction, case.target, along) if e is not None]
     return [n for root in roots for n in walk(root) if isinstance(n, Evaluate)]
 
 
 def _relation(
-    analysis: Analysis, case: Case, own: Conditions, conditions: Conditions, shown: Shown
+    solver: Solver, case: Case, own: Conditions, conditions: Conditions, shown: Shown
 ) -> Relation | None:
     """v under other conditions, from two equations for one velocity of the data.
 
     None where no row has such conditions, or where rows that may all be meant say different things.
     """
-    context = analysis.context()
+    context = solver.context()
     found: Relation | None = None
-    for other in analysis.all_cases():
-        moved = _moved(analysis, case, other, shown)
-        if moved is None or analysis.conditions(moved, context) != conditions:
+    for other in solver.all_cases():
+        moved = _moved(solver, case, other, shown)
+        if moved is None or solver.conditions(moved, context) != conditions:
             continue
-        second = _solved(analysis, moved, context, conditions)
+        second = _solved(solver, moved, context, conditions)
         if second is None:
             continue
         if dict(own).get("label") == dict(conditions).get("label"):
-            first = analysis.relation(case, context, own)
+            first = solver.relation(case, context, own)
         else:
-            first = analysis.relation(other, context, analysis.conditions(other, context))
+            first = solver.relation(other, context, solver.conditions(other, context))
         relation = _compared(context, first, second, conditions)
         if relation is None or found not in (None, relation):
             return None
@@ -141,10 +136,10 @@ def _compared(
     return {k: context.scalars.divide(-c, factor) for k, c in difference.items() if c}
 
 
-def _moved(analysis: Analysis, case: Case, other: Case, shown: Shown) -> Case | None:
+def _moved(solver: Solver, case: Case, other: Case, shown: Shown) -> Case | None:
     """Another kind of row with these conditions in the place of its own, if the row at hand can be
     of that kind."""
-    calls = learning_calls(analysis.objective, other.prediction, other.target)
+    calls = learning_calls(solver.objective, other.prediction, other.target)
     if not calls:
         return None
     values: dict[Expr, Expr] = {}
@@ -166,7 +161,7 @@ def _moved(analysis: Analysis, case: Case, other: Case, shown: Shown) -> Case | 
             if facts.get(put(condition), value) != value:
                 return None
             facts[put(condition)] = value
-    if not analysis.domain.possible(facts):
+    if not solver.domain.possible(facts):
         return None
     assert other.target is not None
     return Case(other.term, other.facts, other.implied, put(other.prediction), put(other.target),
@@ -174,17 +169,10 @@ def _moved(analysis: Analysis, case: Case, other: Case, shown: Shown) -> Case | 
 
 
 def _solved(
-    analysis: Analysis, case: Case, context: Context, conditions: Conditions
+    solver: Solver, case: Case, context: Context, conditions: Conditions
 ) -> Relation | None:
     try:
-        equation = equation_of(analysis, case, context, conditions, by_direction=False)
+        equation = equation_of(solver, case, context, conditions, by_direction=False)
         return None if equation is None else solved(context, equation, conditions)
     except Undecided:
         return None
-
-
-class _Nothing:
-    """No network may be evaluated here."""
-
-    def value(self, call: object) -> State:
-        raise Undecided("a network inside a condition")

@@ -15,9 +15,8 @@ from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.interpret import Context, NoNetwork, Reader
 from flowdsl.proof.sample import live_calls
-from flowdsl.proof.state import State
 from flowdsl.proof.variables import change_of_variables
 from flowdsl.spec.core import (
     Constant,
@@ -79,7 +78,7 @@ def _with(analysis: Analysis, expr: Expr, draw: Draw, step: Element) -> Element:
         context.objective, context.scalars, context.calculus, context.series, context.curricula,
         context.eta, context.symbolic, {draw: step},
     )  # fmt: skip
-    return Reader(plain, _Nothing()).scalar(expr)
+    return Reader(plain, NoNetwork("scalar")).scalar(expr)
 
 
 def _is_step(analysis: Analysis, case: Case, used: set[Expr], bindings: Bindings) -> bool:
@@ -114,7 +113,7 @@ def _moments(analysis: Analysis, used: set[Expr]) -> list[Expr]:
 
 def _at_rest(analysis: Analysis, bindings: Bindings, expr: Expr) -> Element:
     context = analysis.context(bindings=bindings)
-    value = Reader(context, _Nothing()).scalar(expr)
+    value = Reader(context, NoNetwork("scalar")).scalar(expr)
     return analysis.scalars.at_zero(value, analysis.small)
 
 
@@ -152,10 +151,3 @@ def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
                                            for t in times)
         for node in used
     )  # fmt: skip
-
-
-class _Nothing:
-    """No network is evaluated in a time."""
-
-    def value(self, call: object) -> State:
-        raise Undecided("a network inside a scalar")

@@ -1,437 +1,167 @@
-"""What the networks compute when training has succeeded: the map, solved for its network.
+"""What every network of an objective computes on each kind of its rows once it has learned.
 
-A map `A(t, s) z + B(t, s) N(c z, …)` with the flow φ in its place gives N = (φ - A z) / B. On the
-border, where B is 0, the quotient's Laurent series is taken. Other flows can be put in the place of
-the truth, to see whether they pass as well.
+A network is known by its map, by the target that it is matched to, by the stage from which it is
+carried, or by what other rows say; the files beside this one each do one of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from flowdsl.proof.cases import Case
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Call, Conditions, Context, Reader
-from flowdsl.proof.learnt import Regression, hidden_time
-from flowdsl.proof.state import Field, State
-from flowdsl.spec.core import (
-    Evaluate,
-    Expr,
-    Formal,
-    Given,
-    Kind,
-    Level,
-    Null,
-    Number,
-    transform,
-    walk,
-)
-from flowdsl.spec.kinds import level_of
-from flowdsl.spec.objective import FlowMap
-
-Marginal = Callable[[Conditions, State, Element], State]
-APART = ("still apart", "any apart")  #: maps that are the truth on the diagonal alone
-Landing = Callable[[Conditions, State, Element, Element], State]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How one map uses its network: the call inside it, and its body with that call's conditions
-    named."""
-
-    flow_map: FlowMap
-    call: Evaluate
-    body: Expr
-
-    @property
-    def has_end(self) -> bool:
-        return isinstance(self.flow_map.end, Formal)
-
-    @property
-    def has_start(self) -> bool:
-        return isinstance(self.flow_map.start, Formal)
-
-
-def shape_of(flow_map: FlowMap, on_rows: Callable[[Expr], Expr]) -> Shape:
-    """The shape of a map on the rows that `on_rows` reduces an expression to.
-
-    A condition that is an expression (a guidance scale) becomes a formal: in `map(…)` evaluated at
-    another scale every occurrence of it changes, inside the network and out. Raises `Undecided`
-    unless the map evaluates one network once.
-    """
-    call = single_call(flow_map, flow_map.body)
-    if call.directions:
-        raise Undecided("the map contains a derivative", flow_map.span)
-    named = {
-        value: Formal(name, Kind.SCALAR)
-        for name, value in call.conditions
-        if not isinstance(value, Number | Null | Given | Evaluate)
-        and level_of(value) is not Level.STEP
-    }
-    arguments = set(call.args)
-    body = on_rows(
-        transform(
-            flow_map.body,
-            lambda node: named[node] if node in named and node not in arguments else node,
-        )
-    )
-    return Shape(flow_map, single_call(flow_map, body), body)
-
-
-def single_call(flow_map: FlowMap, body: Expr) -> Evaluate:
-    """The one network call of a map; networks that only give it features are not counted."""
-    calls = {node for node in walk(body) if isinstance(node, Evaluate)}
-    calls -= {n for call in calls for _, v in call.conditions for n in walk(v)
-              if isinstance(n, Evaluate)}  # fmt: skip
-    if len(calls) != 1:
-        raise Undecided("the map evaluates its network more than once, or never", flow_map.span)
-    return calls.pop()
-
-
-class _Probe:
-    """Stands for the network while a map's coefficients are read."""
-
-    def value(self, call: Call) -> State:
-        raise AssertionError("the probe is asked for its symbol")
-
-
-class _ShapeReader(Reader):
-    """Reads a map's body with the symbols Z and N for its state and its network."""
-
-    def _evaluate(self, node: Evaluate, live: bool) -> State:
-        return self.context.calculus.symbol("N")
+from flowdsl.proof.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.proof.learnt import Regression
+from flowdsl.proof.lessons import lesson
+from flowdsl.proof.maps import MapNetwork, shape_of
+from flowdsl.proof.marginal import Guidance
+from flowdsl.proof.networks import Networks
+from flowdsl.proof.regression import regress
+from flowdsl.proof.sample import Row, X, check_law, learning_calls
+from flowdsl.proof.siblings import Siblings
+from flowdsl.proof.solver import Relation, Solver
+from flowdsl.proof.state import State
+from flowdsl.spec.core import Evaluate, Expr, Given, walk
+from flowdsl.spec.objective import Objective
 
 
 @dataclass
-class MapNetwork:
-    """The network of a map: reads (A, B, c) at times, and solves for the network."""
+class Truth(Solver):
+    """The networks of one objective, each found once."""
 
-    context: Context
-    shape: Shape
-    _known: dict[object, tuple[Element, Element]] = field(default_factory=dict)
+    _regressions: dict[object, Regression] = field(default_factory=dict)
+    _lessons: dict[tuple[str, str], Regression | None] = field(default_factory=dict)
 
-    def _reader(self, start: Element, end: Element, conditions: Conditions) -> _ShapeReader:
-        formals: dict[str, Element | State] = {
-            name: value for name, value in conditions if not isinstance(value, str)
-        }
-        flow_map = self.shape.flow_map
-        formals[flow_map.state.name] = self.context.calculus.symbol("Z")
-        for formal, time in ((flow_map.start, start), (flow_map.end, end)):
-            if isinstance(formal, Formal):
-                formals[formal.name] = time
-        return _ShapeReader(self.context, _Probe(), None, formals)
+    @cached_property
+    def guidance(self) -> Guidance:
+        return Guidance()
 
-    def coefficients(
-        self, start: Element, end: Element, conditions: Conditions
-    ) -> tuple[Element, Element]:
-        """A and B of the map `A z + B N` between two times."""
-        key = (start, end, conditions, self.context.scalars.kept)
-        known = self._known.get(key)
-        if known is None:
-            value = self._reader(start, end, conditions).state(self.shape.body)
-            known = self._known[key] = (self._of(value, "Z"), self._of(value, "N"))
-            if len(value.terms) > sum(1 for c in known if c):
-                raise Undecided("the map is not linear in its network", self.shape.flow_map.span)
-        return known
+    @cached_property
+    def siblings(self) -> Siblings:
+        return Siblings()
 
-    def _of(self, value: State, name: str) -> Element:
-        atom = self.context.calculus.symbol(name).only()
-        return value.terms.get(atom, self.context.scalars.zero) if atom else None
+    def of(self, other: Objective) -> Truth:
+        """Another objective under the same calculus."""
+        return Truth(other, self.identities, self.clock, find=self.find)
 
-    def input_scale(self, start: Element, end: Element, conditions: Conditions) -> Element:
-        """c of the network's state argument `c z`."""
-        value = self._reader(start, end, conditions).state(self.shape.call.args[self._state_place])
-        scale = self._of(value, "Z")
-        if len(value.terms) != 1 or not scale:
-            raise Undecided("the network reads something else than the state", self.shape.call.span)
-        return scale
-
-    def scalar(self, expr: Expr, start: Element, end: Element, conditions: Conditions) -> Element:
-        """A scalar of the map's body between two times."""
-        return self._reader(start, end, conditions).scalar(expr)
-
-    @property
-    def _state_place(self) -> int:
-        network = self.context.objective.networks[self.shape.call.network]
-        return next(k for k, (_, kind) in enumerate(network.arguments) if kind is Kind.STATE)
-
-    def times_of(
-        self,
-        arguments: Sequence[Element],
-        conditions: Conditions,
-        moment: Element | None = None,
-    ) -> tuple[Element, Element]:
-        """The map's start and end at which its network would see these times.
-
-        Where they do not tell, the start is `moment`, the time of the state that the network sees.
-        """
-        scalars, flow_map = self.context.scalars, self.shape.flow_map
-        place = self._state_place
-        shown = [arg for k, arg in enumerate(self.shape.call.args) if k != place]
-        names = [f.name for f in (flow_map.start, flow_map.end) if isinstance(f, Formal)]
-        found: dict[str, Element] = {}
-        rows: list[tuple[list[Element], Element]] = []
-        probes = {name: scalars.symbol(f"_{k}") for k, name in enumerate(names)}
-        formals: dict[str, Element | State] = {
-            **{n: v for n, v in conditions if not isinstance(v, str)},
-            **probes,
-        }
-        reader = _ShapeReader(self.context, _Probe(), None, formals)
-        for expr, value in zip(shown, arguments, strict=True):
-            if isinstance(expr, Formal) and expr.name in names and expr.name not in found:
-                found[expr.name] = value
+    def networks(self, case: Case, context: Context, kind: str) -> Networks:
+        """The networks on the rows of a case, with the truth or another flow in the maps."""
+        maps: dict[str, MapNetwork] = {}
+        for flow_map in self.objective.maps.values():
+            try:
+                shape = shape_of(flow_map, case.reduce)
+            except Undecided:
+                if self._needs(case, flow_map.body):
+                    raise
                 continue
-            read = reader.scalar(expr)
-            slopes = [scalars.derivative(read, scalars.index(f"_{k}")) for k in range(len(names))]
-            rest = read
-            for k in range(len(names)):
-                rest = scalars.at_zero(rest, scalars.index(f"_{k}"))
-            if any(scalars.generators_in(s) & {scalars.index(f"_{k}") for k in range(len(names))}
-                   for s in slopes):  # fmt: skip
-                raise Undecided("the times a network sees are no affine function of the map's",
-                                self.shape.call.span)  # fmt: skip
-            rows.append((slopes, value - rest))
-        self._solve(names, found, rows)
-        if len(found) < len(names) and moment is not None and self.shape.has_start:
-            self.context.notes.add(hidden_time(self.shape.call.network))
-            found[names[0]] = moment
-            self._solve(names, found, rows)
-        if len(found) < len(names):
-            raise Undecided(
-                f"{self.shape.call.network} does not see enough to tell the map's times apart",
-                self.shape.call.span,
-            )
-        ends = []
-        for formal in (flow_map.start, flow_map.end):
-            if isinstance(formal, Formal):
-                ends.append(found[formal.name])
-            else:
-                ends.append(reader.scalar(formal))
-        return ends[0], ends[1]
+            maps.setdefault(shape.call.network, MapNetwork(context, shape))
 
-    def _solve(
-        self,
-        names: list[str],
-        found: dict[str, Element],
-        rows: list[tuple[list[Element], Element]],
-    ) -> None:
-        """Gauss' elimination, one unknown at a time."""
-        progress = True
-        while len(found) < len(names) and progress:
-            progress = False
-            for slopes, value in rows:
-                unknown = [k for k, n in enumerate(names) if n not in found and slopes[k]]
-                if len(unknown) == 1:
-                    (k,) = unknown
-                    known = sum(
-                        (slopes[j] * found[n] for j, n in enumerate(names) if n in found),
-                        self.context.scalars.zero,
-                    )
-                    found[names[k]] = self.context.scalars.divide(value - known, slopes[k])
-                    progress = True
-                    break
+        def marginal(conditions: Conditions, point: State, time: Element) -> State:
+            return self._marginal(case, context, conditions, point, time)
 
-    def solve(self, call: Call, landing: Landing) -> State:
-        """The network's value for which the map lands where `landing` says."""
-        start, end = self.times_of(call.times, call.conditions, call.moment)
-        _, b = self.coefficients(start, end, call.conditions)
-        if not b:
-            return self._border(call, start, end, landing)
-        scalars = self.context.scalars
-        kept = scalars.kept
-        if self._vanishes_at_rest(b):  # a derivative on the border: its step must show the pole
-            scalars.kept = frozenset()
-        try:
-            return self._quotient(call, start, end, landing)
-        finally:
-            scalars.kept = kept
+        networks = Networks(context, kind, maps, marginal, aliases=self.aliases,
+                            own=self.conditions(case, context),
+                            lesson=lambda owner: self.lesson(case, owner))  # fmt: skip
+        if kind != "free":
+            networks.regression.update(self._regressed(case, context, networks))
+            networks.elsewhere = self._elsewhere(case, context)
+        return networks
 
-    def _vanishes_at_rest(self, b: Element) -> bool:
-        """Is the network's weight zero where the steps of derivatives are?"""
-        scalars = self.context.scalars
-        for step in scalars.kept:
-            b = scalars.at_zero(b, step)
-        return not b
+    def lesson(self, case: Case, owner: str) -> Regression | None:
+        """What a frozen network learned in the stage from which it is carried (see lessons.py)."""
+        key = (owner, self.base(case).path)
+        if key not in self._lessons:
+            self._lessons[key] = lesson(self, *key)
+        return self._lessons[key]
 
-    def _quotient(self, call: Call, start: Element, end: Element, landing: Landing) -> State:
-        a, b = self.coefficients(start, end, call.conditions)
-        point = call.point.over(self.input_scale(start, end, call.conditions))
-        return (landing(call.conditions, point, start, end) - point.scaled(a)).over(b)
+    def _elsewhere(self, case: Case, context: Context) -> Callable[[State], State]:
+        """Puts in what other rows say about velocities at the place of this one."""
 
-    def _border(self, call: Call, start: Element, end: Element, landing: Landing) -> State:
-        """The limit where the network has no weight in the map, from times nearby."""
-        context = self.context
-        e = context.scalars.small()
-        try:
-            step = context.scalars.generator(e)
-            by_end = context.calculus.active("lagrangian") or context.calculus.active("tangent")
-            by_end = by_end or not context.calculus.active("eulerian")
-            if self.shape.has_end and (by_end or not self.shape.has_start):
-                end = end + step
-            else:
-                start = start + step
-            _, b = self.coefficients(start, end, call.conditions)
-            if not b:
-                raise Undecided("the map never uses its network", self.shape.flow_map.span)
-            near = self._quotient(call, start, end, landing)
-            if context.series.lowest(near, e) < 0 and context.series.coefficient(near, e, -1):
-                raise Undecided("the network has a pole on the diagonal", self.shape.flow_map.span)
-            return context.series.coefficient(near, e, 0)
-        finally:
-            context.scalars.release()
+        def rewritten(state: State) -> State:
+            time = Reader(context, NoNetwork("scalar")).scalar(self.base(case).time)
+            return self.siblings.rewritten(self, case, context, state, time)
 
+        return rewritten
 
-@dataclass
-class Networks:
-    """A `Solution`: every network at the truth, or with another flow in its place.
+    def _needs(self, case: Case, body: Expr) -> bool:
+        own = {n.network for n in walk(body) if isinstance(n, Evaluate)}
+        return bool(own & {owner for owner, _ in self._sources(case)})
 
-    `kind` is whose flow the maps are solved for: "flow" (the truth), "hat" (any other), "zero" (no
-    motion), "constant" (one landing point for all), "free" (networks about which nothing is known),
-    "still apart" and "any apart" (the truth where a map's times are equal, elsewhere no motion, or
-    a map about which nothing is known).
-    """
+    def _sources(self, case: Case) -> dict[tuple[str, str], None]:
+        """The networks and heads that a case evaluates, or that its tangents do."""
+        return {
+            self.objective.origin(n.network, n.head): None
+            for e in (case.prediction, case.target)
+            if e is not None
+            for n in walk(e)
+            if isinstance(n, Evaluate)
+        }
 
-    context: Context
-    kind: str
-    maps: dict[str, MapNetwork]  # by network
-    marginal: Marginal  # the velocity of the data under conditions: what teachers know
-    regression: dict[str, Regression] = field(default_factory=dict)  # by head
-    aliases: dict[str, str] = field(default_factory=dict)  # names shared with another objective
-    elsewhere: Callable[[State], State] | None = None  # velocities that other rows determine
-    own: Conditions = ()  # under which the learning network sees the row
-    lesson: Callable[[str], Regression | None] | None = None  # of frozen networks, from stages
-    _known: dict[object, State] = field(default_factory=dict)
+    def _regressed(self, case: Case, context: Context, networks: Networks) -> dict[str, Regression]:
+        """Heads that no map uses learn the conditional means of the targets they are matched to.
 
-    def value(self, call: Call) -> State:
-        owner, head = self.context.objective.origin(call.network, call.head)
-        key = (owner, head, call.conditions, call.point, call.times, call.moment)
-        known = self._known.get(key)
-        if known is None:
-            known = self._value(call, owner, head)
-            if self.elsewhere is not None and call.conditions:
-                known = self.elsewhere(known)
-            self._known[key] = known
-            if self.kind == "flow" and not self._teaches(owner):
-                self._shown(call, known)
-        if not call.live:
-            return known
-        test = self.context.calculus.function(
-            (f"δ{self._name(owner, head)}", call.conditions), call.point, call.times
-        )
-        return known + test.scaled(self.context.scalars.generator(self.context.eta))
-
-    def _teaches(self, owner: str) -> bool:
-        """Is this a frozen velocity? It is the data's, whatever flow its guided forms make of
-        it."""
-        return self.context.objective.networks[owner].frozen and owner not in self.maps
-
-    def _shown(self, call: Call, value: State) -> None:
-        """A network can only compute what it sees: state, times and conditions."""
-        scalars, series = self.context.scalars, self.context.series
-        seen = set(series.generators_in(call.point))
-        if call.moment is not None:  # told by the state itself
-            seen |= scalars.generators_in(call.moment)
-        for shown in (*call.times, *(v for _, v in call.conditions if not isinstance(v, str))):
-            seen |= scalars.generators_in(shown)
-        drawn = {scalars.index(n) for n in self.context.objective.draws if scalars.has(n)}
-        hidden = (series.generators_in(value) & drawn) - seen
-        if hidden:
-            names = ", ".join(scalars.name_of(i) for i in sorted(hidden))
-            raise Undecided(f"{call.head} is not shown {names}, on which its target depends",
-                            call.node.span)  # fmt: skip
-
-    def jumps(self, node: Evaluate) -> bool:
-        """Is this an evaluation of the head by which a map jumps?"""
-        owner, head = self.context.objective.origin(node.network, node.head)
-        return owner in self.maps and self.maps[owner].shape.call.head == head
-
-    def _name(self, owner: str, head: str) -> str:
-        """What a network is called where nothing is known about it: each head is another one."""
-        name = self.aliases.get(owner, owner)
-        several = len(self.context.objective.networks[owner].heads) > 1
-        return f"{name}.{head}" if several else name
-
-    def _value(self, call: Call, owner: str, head: str) -> State:
-        if self.kind == "free":
-            return self.context.calculus.function(
-                (self._name(owner, head), call.conditions), call.point, call.times
-            )
-        if owner in self.maps and self.maps[owner].shape.call.head == head:
-            kept = self.context.objective.networks[owner].frozen  # a teacher, whoever else moves
-            return self.maps[owner].solve(call, self.true_landing if kept else self.landing)
-        if head in self.regression:
-            return self.regression[head].value(self.context, self.velocity, call)
-        network = self.context.objective.networks[owner]
-        if self._teaches(owner) and self.lesson is not None:
-            lesson = self.lesson(owner)
-            if lesson is not None:
-                return lesson.value(self.context, self._taught, call)
-        kinds = [kind for _, kind in network.arguments]
-        if owner not in self.maps and kinds in (
-            [Kind.STATE, Kind.TIME],
-            [Kind.STATE, Kind.SCALAR],
-        ):
-            if self._teaches(owner):
-                return self._taught(call.conditions, call.point, call.times[0])
-            if not self.maps:
-                return self.marginal(call.conditions, call.point, call.times[0])
-            # a critic of generated samples: these have the law that the flow carries
-            return self.context.calculus.velocity(
-                ("flow", call.conditions), call.point, call.times[0]
-            )
-        raise Undecided(f"it is not known what {head} computes at the truth", call.node.span)
-
-    def _taught(self, conditions: Conditions, point: State, time: Element) -> State:
-        """The data's velocity, as a teacher under these conditions knows it."""
-        return self.marginal(self._as_own(conditions), point, time)
-
-    def _as_own(self, conditions: Conditions) -> Conditions:
-        """The row's own conditions, where a teacher sees all of them but numbers.
-
-        Numbers are drawn without the data: the mean velocity given a state and a label is the same
-        whether or not one also knows a guidance scale.
+        Without a map that is the head that the case itself teaches; beside one, any other head of
+        the map's network, wherever it is taught.
         """
-        seen = dict(conditions)
-        rest = {name: value for name, value in self.own if name not in seen}
-        same = all(dict(self.own).get(name, self) == value for name, value in seen.items())
-        return (
-            self.own if same and not any(isinstance(v, str) for v in rest.values()) else conditions
-        )
+        found: dict[str, Regression] = {}
+        for owner, head in self._sources(case):
+            own = networks.maps.get(owner)
+            if self.objective.networks[owner].frozen or (own and own.shape.call.head == head):
+                continue
+            if networks.maps and own is None:
+                continue
+            where = self._taught(case, owner, head, anywhere=own is not None)
+            if where is not None:
+                found[head] = self._regression(where, context, networks, owner, head)
+        return found
 
-    def landing(self, conditions: Conditions, point: State, start: Element, end: Element) -> State:
-        calculus = self.context.calculus
-        if self.kind == "constant":
-            return calculus.symbol("c")
-        if self.kind in APART:
-            if self._meet(start, end):
-                return calculus.flow(("flow", conditions), point, start, end)
-            if self.kind == "still apart":
-                return point
-            return calculus.function(("F", conditions), point, (start, end))
-        return calculus.flow((self.kind, conditions), point, start, end)
+    def _taught(self, case: Case, owner: str, head: str, anywhere: bool) -> Case | None:
+        """A case in which a head learns: this one, or else the first there is."""
+        others = [c for term in self.matched for c in self.cases(term)] if anywhere else []
+        for one in [case, *others]:
+            calls = learning_calls(self.objective, one.prediction, None)
+            if calls and (calls[0].network, calls[0].head) == (owner, head):
+                return one
+        return None
 
-    def velocity(self, conditions: Conditions, point: State, time: Element) -> State:
-        """The velocity of the flow that the networks of maps stand for."""
-        if self.kind == "constant":
-            raise Undecided("a constant map has no velocity")
-        kind = "flow" if self.kind in APART else self.kind
-        return self.context.calculus.velocity((kind, conditions), point, time)
+    def _regression(
+        self, case: Case, context: Context, networks: Networks, owner: str, head: str
+    ) -> Regression:
+        key = (owner, head, case.prediction, case.target, context.calculus.rules, context.symbolic)
+        if key not in self._regressions:
+            learner = learning_calls(self.objective, case.prediction, None)[0]
+            self._regressions[key] = regress(self, case, context, networks, learner)
+        return self._regressions[key]
 
-    def true_landing(
-        self, conditions: Conditions, point: State, start: Element, end: Element
+    def _marginal(
+        self, case: Case, context: Context, conditions: Conditions, point: State, time: Element
     ) -> State:
-        """Where the data's own flow lands."""
-        return self.context.calculus.flow(("flow", conditions), point, start, end)
+        """E[velocity | state, conditions], in terms of the flow to be learned (see marginal.py)."""
+        relation = self.relation(case, context, conditions)
+        total = context.calculus.zero
+        for whose, c in relation.items():
+            total = total + context.calculus.velocity(("flow", whose), point, time).scaled(c)
+        return total
 
-    def _meet(self, start: Element, end: Element) -> bool:
-        """Are two times equal, small steps apart from each other?"""
-        scalars, apart = self.context.scalars, end - start
-        for step in scalars.smalls:
-            apart = scalars.at_zero(apart, step)
-        return not apart
+    def relation(self, case: Case, context: Context, conditions: Conditions) -> Relation:
+        return self.guidance.relation(self, case, context, conditions)
 
-
-def data_field(conditions: Conditions) -> Field:
-    """The field of the data's own velocity under conditions."""
-    return ("data", conditions)
+    def row_with_marginal(self, case: Case, context: Context, networks: Networks) -> Row:
+        """The row of a case with the mean velocity that fits its networks."""
+        unknown = context.calculus.zero
+        check_law(self.objective, self.base(case))
+        row = self.row(case, context, networks, unknown)
+        conditions = self.conditions(case, context)
+        x = context.calculus.symbol(X)
+        if networks.kind == "free":
+            marginal = context.calculus.function(("v", ()), x, (row.time,))
+        elif self.base(case).data != Given("data"):  # generated samples have the flow's law
+            marginal = context.calculus.velocity(("flow", conditions), x, row.time)
+        else:
+            marginal = self._marginal(case, context, conditions, x, row.time)
+            if networks.elsewhere is not None:
+                marginal = networks.elsewhere(marginal)
+        return self.row(case, context, networks, marginal)

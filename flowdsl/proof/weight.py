@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from flowdsl.proof.cases import Case
 from flowdsl.proof.curriculum import STEPS
 from flowdsl.proof.errors import Undecided
 from flowdsl.proof.expand import Series
 from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Context, Reader
+from flowdsl.proof.interpret import Context, NoNetwork, Reader
 from flowdsl.proof.numbers import evaluate
 from flowdsl.proof.sample import learning_calls, live_calls
-from flowdsl.proof.state import Calculus, State
+from flowdsl.proof.setting import ENTRIES, ERROR, ERROR_STOPPED, Setting
+from flowdsl.proof.state import Calculus
 from flowdsl.spec.core import (
     Apply,
     Evaluate,
@@ -27,13 +29,6 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.operations import OPERATIONS
-
-if TYPE_CHECKING:
-    from flowdsl.proof.analysis import Analysis
-    from flowdsl.proof.cases import Case
-
-#: The row's error (sum of squares), its detached copy, and the number of entries of a sample.
-ERROR, ERROR_STOPPED, ENTRIES = "error", "stop(error)", "entries"
 
 #: How the weight of a row changes with the row's own error.
 Course = Literal["constant", "falling", "growing", "unknown"]
@@ -54,17 +49,17 @@ class Weight:
 
 
 def weight_of(
-    analysis: Analysis, case: Case, bindings: Mapping[Expr, Element] | None = None
+    setting: Setting, case: Case, bindings: Mapping[Expr, Element] | None = None
 ) -> Weight:
     """The loss of a case, with values of the loss's field in the place of some scalars. Raises
     `Undecided` when it is no function of the term's error."""
-    scalars = analysis.loss_scalars
-    calculus = Calculus(scalars, (), analysis.clock)
-    context = Context(analysis.objective, scalars, calculus, Series(calculus), analysis.curricula,
-                      scalars.smalls[0], analysis.symbolic, dict(bindings or {}))  # fmt: skip
+    scalars = setting.loss_scalars
+    calculus = Calculus(scalars, (), setting.clock)
+    context = Context(setting.objective, scalars, calculus, Series(calculus), setting.curricula,
+                      scalars.smalls[0], setting.symbolic, dict(bindings or {}))  # fmt: skip
     error, stopped = scalars.symbol(ERROR), scalars.symbol(ERROR_STOPPED)
     entries = scalars.symbol(ENTRIES)
-    reader = _LossReader(context, _NoNetwork(), None, {
+    reader = _LossReader(context, NoNetwork("loss"), None, {
         "error": error, "mse": error / entries,
         "stop error": stopped, "stop mse": stopped / entries,
     })  # fmt: skip
@@ -109,11 +104,6 @@ class _LossReader(Reader):
             raise Undecided("the loss is no rational function of the error", expr.span) from None
 
 
-class _NoNetwork:
-    def value(self, call: object) -> State:
-        raise Undecided("a network inside a loss")
-
-
 # the course of the weight, in numbers
 
 _ERRORS = tuple(10.0 ** (k / 2) for k in range(-8, 5))
@@ -121,11 +111,11 @@ _STEP = 1e-4
 _COUNT = 64.0  #: entries of a sample
 
 
-def course(analysis: Analysis, case: Case) -> Course:
+def course(setting: Setting, case: Case) -> Course:
     """How the weight changes with the row's own error, found by differences over six decades."""
     try:
         expr = _numbers_only(marked(case))
-        slopes = [_slope(analysis, expr, error) for error in _ERRORS]
+        slopes = [_slope(setting, expr, error) for error in _ERRORS]
     except Undecided:
         return "unknown"
     steps = [(b - a) / (abs(a) + abs(b) + 1e-300) for a, b in pairwise(slopes)]
@@ -143,14 +133,14 @@ def _numbers_only(expr: Expr) -> Expr:
     return rebuild(expr, _numbers_only)
 
 
-def weight_at(analysis: Analysis, case: Case, progress: float) -> float:
+def weight_at(setting: Setting, case: Case, progress: float) -> float:
     """A row's weight at a share of training, where its error is 1. Raises `Undecided`."""
-    return _slope(analysis, _numbers_only(marked(case)), 1.0, progress)
+    return _slope(setting, _numbers_only(marked(case)), 1.0, progress)
 
 
-def _slope(analysis: Analysis, expr: Expr, error: float, progress: float = 0.5) -> float:
-    constants = {name: float(v) for name, v in analysis.objective.constants.items()}
-    draws = dict.fromkeys(analysis.objective.draws, 0.4)
+def _slope(setting: Setting, expr: Expr, error: float, progress: float = 0.5) -> float:
+    constants = {name: float(v) for name, v in setting.objective.constants.items()}
+    draws = dict.fromkeys(setting.objective.draws, 0.4)
     moment = {"progress": progress, "step": progress * STEPS, "steps": STEPS}
     fixed = {"stop error": error, "stop mse": error / _COUNT}
 
@@ -165,9 +155,9 @@ def _slope(analysis: Analysis, expr: Expr, error: float, progress: float = 0.5) 
 # gradient through the weight itself
 
 
-def moving_weights(analysis: Analysis, case: Case) -> list[Evaluate]:
+def moving_weights(setting: Setting, case: Case) -> list[Evaluate]:
     """Where the loss, apart from its error, moves a head that the term teaches."""
-    objective = analysis.objective
+    objective = setting.objective
     taught = {
         objective.origin(call.network, call.head)
         for call in learning_calls(objective, case.prediction, case.target)
@@ -176,16 +166,16 @@ def moving_weights(analysis: Analysis, case: Case) -> list[Evaluate]:
     return [n for n in found if objective.origin(n.network, n.head) in taught]
 
 
-def moves_without_error(analysis: Analysis, case: Case) -> bool:
+def moves_without_error(setting: Setting, case: Case) -> bool:
     """Does such a head still move where the error is zero? (A penalty that is added, not a
     factor.)"""
-    scalars = analysis.loss_scalars
+    scalars = setting.loss_scalars
     try:
-        value = analysis.weight(case).value
+        value = weight_of(setting, case).value
         rest = scalars.substitute(value, scalars.index(ERROR), scalars.zero)
     except Undecided:
         return True
-    moving = set(moving_weights(analysis, case))
+    moving = set(moving_weights(setting, case))
     opaques = scalars.opaques
     return any(
         isinstance(key := opaques.get(i), Expr) and any(n in moving for n in walk(key))
