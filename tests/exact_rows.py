@@ -16,9 +16,9 @@ import numpy as np
 from mixture_flow import COVARIANCES, MEANS, STEP, WEIGHTS, Numbers, Vector, flow, velocity
 from numpy.typing import NDArray
 
+from flowdsl.calculus.numbers import _FUNCTIONS
+from flowdsl.calculus.state import Atom, FunctionAtom, State, VelocityAtom
 from flowdsl.proof.chance import Covariance
-from flowdsl.proof.numbers import _FUNCTIONS
-from flowdsl.proof.state import Atom, FunctionAtom, State, VelocityAtom
 from flowdsl.spec.core import (
     Apply,
     Constant,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.state import Atom, MapAtom, State, Symbol, VelocityAtom
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import Atom, MapAtom, State, Symbol, VelocityAtom
 
 Vector = NDArray[np.complex128]
 STEP = 1e-20

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cache
 
+from flowdsl.calculus.errors import Clock, Pole, Undecided
 from flowdsl.checks import Report, Verdict, check
 from flowdsl.checks.certificate import agreement, with_certificate
 from flowdsl.diagnostics import DiagnosticError
@@ -18,7 +19,6 @@ from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import compiled, load, load_text
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.compare import compare
-from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.spec.objective import Claim, Objective
 from flowdsl.syntax.format import format_tree
 from tests.mutations import Mutant, base_tree

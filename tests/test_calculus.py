@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixture_flow import Numbers, along, flow, velocity
 
+from flowdsl.calculus.errors import Clock, Pole, Undecided
+from flowdsl.calculus.expand import Series, parts
+from flowdsl.calculus.inequalities import Affine, Bound, feasible, implies
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import Calculus, MapAtom, State
 from flowdsl.identities import IDENTITIES, GaussianFlow, Identity
 from flowdsl.pipeline import load, load_text
 from flowdsl.proof.derive import derive
-from flowdsl.proof.errors import Clock, Pole, Undecided
-from flowdsl.proof.expand import Series, parts
-from flowdsl.proof.inequalities import Affine, Bound, feasible, implies
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.state import Calculus, MapAtom, State
 
 FIELD = ("flow", ())
 TIMES = {"t": 0.75, "r": 0.2, "s": 0.45}

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from mixture_flow import STEP, Numbers, flow, velocity
 
+from flowdsl.calculus.errors import Clock
 from flowdsl.checks import CHECKS, Report, Verdict, check
 from flowdsl.diagnostics import DiagnosticError, render
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import load, load_text
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.derive import derive
-from flowdsl.proof.errors import Clock
 from flowdsl.proof.judge import judge
 from flowdsl.spec.core import (
     Apply,

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from flowdsl.calculus.errors import Clock
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import State
 from flowdsl.checks import check
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import load_text
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.derive import derive
-from flowdsl.proof.errors import Clock
-from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.show import ratio
-from flowdsl.proof.state import State
 
 RULES = tuple(IDENTITIES.values())
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from exact_rows import Rows, average, expected_product, symbols
 
+from flowdsl.calculus.errors import Clock
 from flowdsl.checks import Report, Verdict, check
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import load_text
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.chance import covariance, sizes
-from flowdsl.proof.errors import Clock
 
 MEANFLOW = "match u(z, t, r) to stop(velocity - (t - r) * d/dt[u(z, t, r)])"
 

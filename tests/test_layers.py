@@ -22,10 +22,12 @@ MAY = {
     "prelude": (),
     "spec": ("diagnostics", "syntax", "prelude"),
     "clauses": READS,
-    "proof": READS,
-    "identities": (*READS, "proof"),
-    "checks": (*READS, "proof", "identities"),
-    "repair": (*READS, "clauses", "proof", "identities", "checks"),
+    "calculus": READS,
+    "identities": (*READS, "calculus"),
+    "truth": (*READS, "calculus"),
+    "proof": (*READS, "calculus", "truth"),
+    "checks": (*READS, "calculus", "truth", "proof", "identities"),
+    "repair": (*READS, "clauses", "calculus", "truth", "proof", "identities", "checks"),
     "ir": READS,
     "passes": (*READS, "ir"),
     "emit": (*READS, "ir", "passes", "runtime"),
@@ -41,7 +43,7 @@ MAY = {
 #: Where a library may be imported at all.
 LIBRARIES = {
     "lark": ("syntax",),
-    "sympy": ("proof", "identities", "checks"),
+    "sympy": ("calculus",),
     "torch": ("ir", "emit", "exact", "certify", "runtime", "cli"),
     "typer": ("cli",),
 }

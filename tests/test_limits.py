@@ -12,8 +12,8 @@ import pytest
 from flowdsl.checks import CHECKS, check
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.pipeline import load_text
-from flowdsl.proof import analysis
-from flowdsl.proof.cases import cases
+from flowdsl.truth import setting
+from flowdsl.truth.cases import cases
 
 LIMIT = 0.5  # seconds for each check
 
@@ -112,7 +112,7 @@ def test_too_many_kinds_of_rows_are_counted_once(monkeypatch: pytest.MonkeyPatch
         counted.append(args)
         return cases(*args)
 
-    monkeypatch.setattr(analysis, "cases", count)
+    monkeypatch.setattr(setting, "cases", count)
     found = check(load_text(HOSTILE["many kinds of rows"]))
     assert len(counted) == 1
     reasons = [v.message for v in found.verdicts if v.status == "undecided"]

@@ -11,11 +11,11 @@ import pytest
 from exact_rows import Rows, average, expected, symbols
 from mixture_flow import Vector, flow, velocity
 
+from flowdsl.calculus.errors import Clock
 from flowdsl.checks import Report, Verdict, check
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import load, load_text
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.errors import Clock
 from flowdsl.proof.judge import judge
 
 CONSISTENCY = """objective consistency "t" arXiv:1

@@ -12,7 +12,7 @@ from sympy import QQ
 from sympy.polys.fields import FracField
 from sympy.polys.orderings import lex
 
-from flowdsl.proof.quotients import Quotients
+from flowdsl.calculus.quotients import Quotients
 
 NAMES = ("a", "b", "c", "d")
 MINE, THEIRS = Quotients([*NAMES, "e", "f"]), FracField(NAMES, QQ, lex)

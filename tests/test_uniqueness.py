@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from flowdsl.calculus.errors import Clock
+from flowdsl.calculus.state import FunctionAtom, MapAtom, VelocityAtom
 from flowdsl.checks import check
 from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import load, load_text
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.errors import Clock
-from flowdsl.proof.state import FunctionAtom, MapAtom, VelocityAtom
 from flowdsl.proof.uniqueness import objects, operator
 from flowdsl.spec.objective import Objective
 

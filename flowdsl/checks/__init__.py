@@ -12,12 +12,12 @@ from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
+from flowdsl.calculus.errors import Clock, Pole, Undecided
 from flowdsl.checks.check import Check
 from flowdsl.checks.report import FAILURES, Report, Verdict
 from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.identities import IDENTITIES
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.spec.objective import Objective
 
 

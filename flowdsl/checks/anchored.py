@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.interpret import Conditions
 from flowdsl.checks.boundary import deviation
 from flowdsl.checks.candidates import candidates, stands_still
 from flowdsl.checks.check import Check, Example, rows_text
@@ -14,13 +16,11 @@ from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors, Tie, anchors, mentions, passes, reaches_off_diagonal
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.interpret import Conditions
 from flowdsl.proof.judge import judge
-from flowdsl.proof.sample import live_calls
 from flowdsl.proof.show import Printer, signed
 from flowdsl.spec.core import Formal, Null
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.sample import live_calls
 
 NAME = "anchored"
 

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.numbers import far_end, path_weights
 from flowdsl.checks.check import Check, Example
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.maps import MapNetwork, shape_of
-from flowdsl.proof.numbers import far_end, path_weights
 from flowdsl.proof.show import times
 from flowdsl.proof.wellformed import flaw
 from flowdsl.spec.core import Expr, Formal, PathState, walk
 from flowdsl.spec.objective import FlowMap, Objective, Path
+from flowdsl.truth.cases import Case
+from flowdsl.truth.maps import MapNetwork, shape_of
 
 NAME = "boundary"
 NEARLY = 0.02  #: weights of data and noise up to which an end counts as the other one alone

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from flowdsl.calculus.errors import Undecided
 from flowdsl.checks.boundary import deviation
 from flowdsl.checks.check import rows_text
 from flowdsl.checks.report import Verdict
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors, anchors
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
 from flowdsl.proof.uniqueness import CANDIDATES, Operator, objects, operator
 from flowdsl.spec.core import Formal
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.cases import Case
 
 NAME = "anchored"
 THEOREMS: dict[Operator, str] = {

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from flowdsl.calculus.errors import Undecided
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import SYMBOLS, Case, negated
-from flowdsl.proof.errors import Undecided
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import Apply, Draw, Expr
 from flowdsl.spec.objective import Objective, Term
+from flowdsl.truth.cases import SYMBOLS, Case, negated
 
 Facts = frozenset[tuple[Expr, bool]]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from flowdsl.calculus.errors import Undecided
 from flowdsl.checks.check import Check, Example, merged
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.compare import compare
-from flowdsl.proof.errors import Undecided
 from flowdsl.proof.sums import Pair
 from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Claim, Objective

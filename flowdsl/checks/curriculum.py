@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from flowdsl.calculus.curriculum import Profile
+from flowdsl.calculus.errors import Undecided
 from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
-from flowdsl.proof.curriculum import Profile
-from flowdsl.proof.errors import Undecided
 from flowdsl.proof.moments import RANKS, Outcome, current, outcome_at
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import Expr, walk
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.cases import Case
 
 NAME = "curriculum"
 

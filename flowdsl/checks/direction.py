@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.state import Atom, FunctionAtom
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.numeric import example
-from flowdsl.proof.state import Atom, FunctionAtom
 from flowdsl.spec.core import Expr, Stop, transform, walk
+from flowdsl.truth.cases import Case
 
 
 def repels(analysis: Analysis, case: Case) -> bool:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.numbers import evaluate
 from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.direction import repels
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.numbers import evaluate
-from flowdsl.proof.sample import live_calls
-from flowdsl.proof.setting import ENTRIES, ERROR
 from flowdsl.spec.core import Apply, Evaluate, Expr, Level, Stop, children, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import live_calls
+from flowdsl.truth.setting import ENTRIES, ERROR
 
 NAME = "gradient"
 #: Errors of a sample at which the sign of its weight is looked at.

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import parts
+from flowdsl.calculus.interpret import Reader
 from flowdsl.checks.check import Check, Example, per_case
 from flowdsl.checks.minimised import minimised
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
 from flowdsl.proof.derive import derived_text
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import parts
 from flowdsl.proof.generated import misses_data
-from flowdsl.proof.interpret import Reader
 from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.numeric import witness
-from flowdsl.proof.sample import NOISES, X, learning_calls
 from flowdsl.proof.show import Printer, times
 from flowdsl.proof.small import times_of
 from flowdsl.spec.core import Evaluate, Expr, walk
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import NOISES, X, learning_calls
 
 NAME = "identity"
 #: In this order of preference where several identities would each do.

@@ -8,9 +8,9 @@ apart, is constant, so that no gradient reaches the samples through it.
 from __future__ import annotations
 
 from flowdsl.checks.report import Verdict
-from flowdsl.proof.sample import live_calls
 from flowdsl.spec.core import Evaluate, Expr, Given, Kind, PathState, PathVelocity, walk
 from flowdsl.spec.objective import Objective, Term
+from flowdsl.truth.sample import live_calls
 
 OPENING = "no identity is claimed"
 

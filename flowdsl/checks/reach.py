@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.inequalities import Affine, Bound, feasible
 from flowdsl.checks.gradient import is_empty
 from flowdsl.checks.times import data_is_later, domain, jumps, steps_in
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.inequalities import Affine, Bound, feasible
 from flowdsl.proof.moments import current
-from flowdsl.proof.sample import live_calls
 from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Given, Level, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap, LawCall, Objective, Path
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import live_calls
 
 #: Where training is looked for, as shares of the path's length: laws may leave out its very ends.
 PROBES = (Fraction(3, 20), Fraction(2, 5), Fraction(13, 20), Fraction(9, 10))

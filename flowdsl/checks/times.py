@@ -7,14 +7,13 @@ from contextlib import suppress
 from fractions import Fraction
 from itertools import product
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.inequalities import Affine, Bound, implies
+from flowdsl.calculus.numbers import far_end, path_weights
 from flowdsl.checks.check import Check, Example, per_case
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.inequalities import Affine, Bound, implies
-from flowdsl.proof.numbers import far_end, path_weights
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import (
     Apply,
@@ -33,6 +32,7 @@ from flowdsl.spec.core import (
 )
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap, Objective, Path, Term
+from flowdsl.truth.cases import Case
 
 NAME = "times"
 _CODES = frozenset({"log", "exp", "sqrt", "pow", "sin", "cos", "tan", "atan", "tanh", "sigmoid"})

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.state import State
 from flowdsl.checks.check import Check, Example, condition_text, per_case
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
 from flowdsl.proof.chance import Covariance, Size, covariance, measured, reductions, sizes
-from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.orders import Order, order_of
 from flowdsl.proof.show import Printer, times
-from flowdsl.proof.state import State
 from flowdsl.proof.weight import course, marked, moves_without_error, moving_weights
 from flowdsl.spec.core import Expr
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.cases import Case
 
 NAME = "unbiased"
 ROBUST = (

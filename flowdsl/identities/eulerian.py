@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import chain, combinations
 
+from flowdsl.calculus.state import Calculus, MapAtom, State
 from flowdsl.identities.identity import Identity, slope
-from flowdsl.proof.state import Calculus, MapAtom, State
 
 
 def _rule(calculus: Calculus, atom: MapAtom) -> State:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flowdsl.proof.state import Calculus, MapAtom, State
+from flowdsl.calculus.state import Calculus, MapAtom, State
 
 
 @dataclass(frozen=True)

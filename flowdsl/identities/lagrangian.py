@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from flowdsl.calculus.state import Atom, Calculus, MapAtom, State
 from flowdsl.identities.identity import Identity, slope
-from flowdsl.proof.state import Atom, Calculus, MapAtom, State
 
 
 def partitions(items: tuple[Atom, ...]) -> Iterator[list[tuple[Atom, ...]]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from flowdsl.calculus.state import Calculus, MapAtom, State
 from flowdsl.identities.identity import Identity
-from flowdsl.proof.state import Calculus, MapAtom, State
 
 
 def _whole(atom: object, whose: MapAtom) -> MapAtom | None:

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import Parts, parts
-from flowdsl.proof.field import Element
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import Parts, parts
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Context, Reader
+from flowdsl.calculus.state import State
 from flowdsl.proof.hidden import averaged
-from flowdsl.proof.interpret import Context, Reader
-from flowdsl.proof.networks import Networks
-from flowdsl.proof.sample import NOISES, Row, learning_calls
-from flowdsl.proof.state import State
-from flowdsl.proof.truth import Truth
 from flowdsl.proof.weight import Weight, weight_of
 from flowdsl.spec.core import Evaluate, Expr, Given, walk
+from flowdsl.truth.cases import Case
+from flowdsl.truth.networks import Networks
+from flowdsl.truth.sample import NOISES, Row, learning_calls
+from flowdsl.truth.truth import Truth
 
 
 @dataclass(frozen=True)

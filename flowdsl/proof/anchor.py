@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import parts
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Conditions, Reader
+from flowdsl.calculus.rename import renamed
+from flowdsl.calculus.state import Atom, Field, MapAtom, State, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import parts
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Conditions, Reader
 from flowdsl.proof.moments import silent
-from flowdsl.proof.rename import renamed
-from flowdsl.proof.sample import NOISES, live_calls
 from flowdsl.proof.small import small_quantities, times_of
-from flowdsl.proof.state import Atom, Field, MapAtom, State, VelocityAtom
 from flowdsl.spec.core import Expr, walk
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import NOISES, live_calls
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.expand import Counts, counts
+from flowdsl.calculus.interpret import Reader
+from flowdsl.calculus.state import Atom, State, Symbol
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.expand import Counts, counts
-from flowdsl.proof.interpret import Reader
-from flowdsl.proof.sample import NOISES
 from flowdsl.proof.show import ratio
-from flowdsl.proof.state import Atom, State, Symbol
 from flowdsl.spec.core import Apply, Draw, Expr, Given, Kind, PathState, PathVelocity, children
 from flowdsl.spec.operations import OPERATIONS
+from flowdsl.truth.sample import NOISES
 
 UNKNOWN = frozenset({"?"})  #: of a number that may share any noise
 

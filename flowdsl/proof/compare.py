@@ -18,20 +18,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.numbers import evaluate
+from flowdsl.calculus.state import State
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case, make_case, relevant
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import Element
 from flowdsl.proof.kinds import RowKind, row_kinds
-from flowdsl.proof.numbers import evaluate
-from flowdsl.proof.setting import ERROR
 from flowdsl.proof.show import Printer, ratio
-from flowdsl.proof.state import State
 from flowdsl.proof.sums import Pair, Total, compared, positive, total
 from flowdsl.proof.weight import course
 from flowdsl.spec.core import Constant, Draw, Expr, Level, conditions_of, number, transform
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Claim, Objective, Term
+from flowdsl.truth.cases import Case, make_case, relevant
+from flowdsl.truth.setting import ERROR
 
 NONE: frozenset[str] = frozenset()
 HIGHEST = 3

@@ -15,14 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
+from flowdsl.calculus.errors import Clock, Pole, Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.write import element_expr
 from flowdsl.diagnostics import Span, fail
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
 from flowdsl.proof.derivation import Derivation, Step
-from flowdsl.proof.errors import Clock, Pole, Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.maps import MapNetwork, shape_of, single_call
-from flowdsl.proof.write import element_expr
 from flowdsl.spec.core import (
     ONE,
     Apply,
@@ -46,6 +44,8 @@ from flowdsl.spec.core import (
 from flowdsl.spec.notation import NOWHERE, Notation, times_of
 from flowdsl.spec.objective import FlowMap, Objective
 from flowdsl.syntax.tree import Call, Derivative, Expression, Name
+from flowdsl.truth.cases import Case
+from flowdsl.truth.maps import MapNetwork, shape_of, single_call
 
 ZERO_FRACTION = Fraction(0)
 

@@ -7,13 +7,13 @@ from the noise at its time to the data at theirs.
 
 from __future__ import annotations
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.interpret import Reader
+from flowdsl.calculus.state import MapAtom
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.interpret import Reader
-from flowdsl.proof.sample import Row, X, end_state
-from flowdsl.proof.state import MapAtom
 from flowdsl.spec.core import Evaluate, Expr, Given, walk
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import Row, X, end_state
 
 
 def misses_data(analysis: Analysis, case: Case) -> Expr | None:

@@ -7,9 +7,9 @@ labels is not that of the flow without them: the label and the place are not ind
 
 from __future__ import annotations
 
-from flowdsl.proof.interpret import Conditions
-from flowdsl.proof.sample import Row, X
-from flowdsl.proof.state import Field, FunctionAtom, State, VelocityAtom
+from flowdsl.calculus.interpret import Conditions
+from flowdsl.calculus.state import Field, FunctionAtom, State, VelocityAtom
+from flowdsl.truth.sample import Row, X
 
 HIDDEN = "label"
 

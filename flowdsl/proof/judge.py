@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import Parts, parts
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Reader
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import State
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import Parts, parts
-from flowdsl.proof.field import Element
 from flowdsl.proof.hidden import remains
-from flowdsl.proof.interpret import Reader
-from flowdsl.proof.sample import NOISES, live_calls
-from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.small import small_quantities, times_of
-from flowdsl.proof.state import State
 from flowdsl.spec.core import Evaluate, Expr, walk
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import NOISES, live_calls
 
 HIGHEST = 3  #: residuals are expanded up to this order
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case, make_case
 from flowdsl.spec.core import FALSE, ONE, ZERO, Expr, assume, conditions_of, select
 from flowdsl.spec.objective import Term
+from flowdsl.truth.cases import Case, make_case
 
 
 @dataclass(frozen=True)

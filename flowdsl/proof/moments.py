@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.state import State
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
 from flowdsl.proof.judge import judge, settled
-from flowdsl.proof.state import State
 from flowdsl.proof.weight import weight_at
 from flowdsl.spec.core import Expr, Level, walk
 from flowdsl.spec.kinds import level_of
+from flowdsl.truth.cases import Case
 
 Standing = Literal["refuted", "biased", "undecided", "order", "proved"]
 #: The worst first.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.numbers import path_weights
+from flowdsl.calculus.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.numbers import path_weights
-from flowdsl.proof.sample import XI, X
-from flowdsl.proof.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 from flowdsl.spec.objective import Path
+from flowdsl.truth.sample import XI, X
 
 STEP = 1e-4
 STATE, NOISE = 1.0, 0.5  #: where examples are evaluated

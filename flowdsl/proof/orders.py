@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import Element
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
 from flowdsl.proof.chance import Size, Slope, mean_gradient
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import Element
 from flowdsl.proof.judge import Finding
-from flowdsl.proof.setting import ERROR
 from flowdsl.proof.weight import weight_of
+from flowdsl.truth.cases import Case
+from flowdsl.truth.setting import ERROR
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Call, Conditions, Reader
+from flowdsl.calculus.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Call, Conditions, Reader
-from flowdsl.proof.sample import X, live_calls
-from flowdsl.proof.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 from flowdsl.spec.core import (
     Apply,
     Constant,
@@ -25,6 +23,8 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.notation import Notation
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import X, live_calls
 
 _UNSURE = (Undecided, Pole)
 

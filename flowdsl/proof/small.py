@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Context, NoNetwork, Reader
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Context, NoNetwork, Reader
-from flowdsl.proof.sample import live_calls
-from flowdsl.proof.variables import change_of_variables
 from flowdsl.spec.core import (
     Constant,
     Draw,
@@ -28,6 +25,9 @@ from flowdsl.spec.core import (
     PathVelocity,
     walk,
 )
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import live_calls
+from flowdsl.truth.variables import change_of_variables
 
 Bindings = dict[Expr, Element]
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.expand import Series
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Reader
+from flowdsl.calculus.lossform import Form, LossReader, product, sum_of
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import Atom
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.expand import Series
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Reader
-from flowdsl.proof.lossform import Form, LossReader, product, sum_of
-from flowdsl.proof.sample import Row
-from flowdsl.proof.scalars import Scalars
 from flowdsl.proof.show import Printer, times
-from flowdsl.proof.state import Atom
 from flowdsl.spec.core import Expr
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import Row
 
 HIGHEST = 3
 

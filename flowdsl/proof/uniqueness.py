@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.state import FunctionAtom, State, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.state import FunctionAtom, State, VelocityAtom
+from flowdsl.truth.cases import Case
 
 Operator = Literal["eulerian", "lagrangian"]
 

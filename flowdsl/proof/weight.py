@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from flowdsl.proof.cases import Case
-from flowdsl.proof.curriculum import STEPS
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import Series
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Context, NoNetwork, Reader
-from flowdsl.proof.numbers import evaluate
-from flowdsl.proof.sample import learning_calls, live_calls
-from flowdsl.proof.setting import ENTRIES, ERROR, ERROR_STOPPED, Setting
-from flowdsl.proof.state import Calculus
+from flowdsl.calculus.curriculum import STEPS
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import Series
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Context, NoNetwork, Reader
+from flowdsl.calculus.numbers import evaluate
+from flowdsl.calculus.state import Calculus
 from flowdsl.spec.core import (
     Apply,
     Evaluate,
@@ -29,6 +26,9 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.operations import OPERATIONS
+from flowdsl.truth.cases import Case
+from flowdsl.truth.sample import learning_calls, live_calls
+from flowdsl.truth.setting import ENTRIES, ERROR, ERROR_STOPPED, Setting
 
 #: How the weight of a row changes with the row's own error.
 Course = Literal["constant", "falling", "growing", "unknown"]

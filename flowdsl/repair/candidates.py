@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.clauses.map import MapLine
 from flowdsl.clauses.network import AverageLine, NetworkLine
 from flowdsl.clauses.terms import MatchLine
 from flowdsl.diagnostics import DiagnosticError, Span
 from flowdsl.proof.derive import derive
-from flowdsl.proof.errors import Pole, Undecided
 from flowdsl.repair import search as slips
 from flowdsl.repair.align import bracketed, differences, together, with_factor
 from flowdsl.repair.edit import Edit, factors, nodes, terms, unstopped

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from flowdsl.calculus.errors import Clock, Pole, Undecided
 from flowdsl.checks import check
 from flowdsl.checks.report import Report
 from flowdsl.diagnostics import DiagnosticError, Source
 from flowdsl.identities import IDENTITIES
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.cases import Case, make_case
-from flowdsl.proof.errors import Clock, Pole, Undecided
 from flowdsl.proof.judge import judge
 from flowdsl.repair.edit import Edit
 from flowdsl.spec.core import Evaluate, PathVelocity, walk
 from flowdsl.spec.objective import Objective, Term
+from flowdsl.truth.cases import Case, make_case
 
 #: Reads a spec again with one of its texts (its own, or one that it extends) replaced.
 Revise = Callable[[Source], Objective]
@@ -117,7 +117,7 @@ def _fresh(objective: Objective, limit: float) -> Analysis:
 
 
 def _guides(objective: Objective, names: tuple[str, ...]) -> bool:
-    """May one of these terms say which flow is to be learned (see `proof/marginal.py`)?
+    """May one of these terms say which flow is to be learned (see `truth/marginal.py`)?
 
     A velocity beside networks under several conditions is guidance; a change of it is another
     truth.

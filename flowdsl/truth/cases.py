@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flowdsl.proof.domain import NEGATED, Domain
-from flowdsl.proof.errors import Undecided
+from flowdsl.calculus.domain import NEGATED, Domain
+from flowdsl.calculus.errors import Undecided
 from flowdsl.spec.core import (
     FALSE,
     ONE,

@@ -6,10 +6,10 @@ import ast
 from collections.abc import Callable
 from fractions import Fraction
 
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.text import element_text
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.text import element_text
 from flowdsl.spec.core import Apply, Expr, Number
 
 _OPERATORS: dict[type[ast.AST], str] = {

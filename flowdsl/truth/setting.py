@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from flowdsl.proof.cases import Case, TooManyKinds, cases
-from flowdsl.proof.curriculum import Curricula
-from flowdsl.proof.domain import Domain
-from flowdsl.proof.errors import Clock
-from flowdsl.proof.expand import Series
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Conditions, Context, NoNetwork, Reader
-from flowdsl.proof.networks import Networks
-from flowdsl.proof.sample import Row, base_state, learning_calls
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.state import Calculus, Rule, State
-from flowdsl.proof.variables import change_of_variables, scalars_of
+from flowdsl.calculus.curriculum import Curricula
+from flowdsl.calculus.domain import Domain
+from flowdsl.calculus.errors import Clock
+from flowdsl.calculus.expand import Series
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import Calculus, Rule, State
 from flowdsl.spec.core import Expr, PathState
 from flowdsl.spec.objective import Objective, Term
+from flowdsl.truth.cases import Case, TooManyKinds, cases
+from flowdsl.truth.networks import Networks
+from flowdsl.truth.sample import Row, base_state, learning_calls
+from flowdsl.truth.variables import change_of_variables, scalars_of
 
 #: The row's error (sum of squares), its detached copy, and the number of entries of a sample.
 ERROR, ERROR_STOPPED, ENTRIES = "error", "stop(error)", "entries"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
 
-from flowdsl.proof.errors import Clock
-from flowdsl.proof.field import Element
-from flowdsl.proof.scalars import Scalars
+from flowdsl.calculus.errors import Clock
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.scalars import Scalars
 
 #: Whose flow: the kind ("flow", "hat", "data", "zero") and the conditions under which it is meant.
 Field = tuple[str, tuple[tuple[str, object], ...]]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from flowdsl.proof.cases import Case
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Conditions, Context
-from flowdsl.proof.networks import Networks
-from flowdsl.proof.setting import Setting
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Conditions, Context
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.cases import Case
+from flowdsl.truth.networks import Networks
+from flowdsl.truth.setting import Setting
 
 Relation = dict[Conditions, Element]  #: V = Σ c_k v_k: the data's velocity by those of flows
 

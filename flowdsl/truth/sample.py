@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Context, Reader
-from flowdsl.proof.networks import Networks
-from flowdsl.proof.numbers import evaluate, path_weights
-from flowdsl.proof.state import State
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Context, Reader
+from flowdsl.calculus.numbers import evaluate, path_weights
+from flowdsl.calculus.state import State
 from flowdsl.spec.core import (
     Draw,
     Evaluate,
@@ -32,6 +31,7 @@ from flowdsl.spec.core import (
     walk,
 )
 from flowdsl.spec.objective import LawCall, Objective, Path
+from flowdsl.truth.networks import Networks
 
 X, XI = "x", "ξ"
 #: Centred, and independent of each other and of the row's state (see `Row.end`, `Row.draw`).

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.numbers import path_weights
+from flowdsl.calculus.scalars import Scalars
 from flowdsl.diagnostics import DiagnosticError
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.learnt import Regression
-from flowdsl.proof.numbers import path_weights
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.solver import Solver
 from flowdsl.spec.core import Kind
 from flowdsl.spec.objective import Objective, Stage
+from flowdsl.truth.learnt import Regression
+from flowdsl.truth.solver import Solver
 
 TIME = "_0"  #: the symbol that stands for the time of a teacher's state
 _MOMENTS = (0.21, 0.5, 0.83)

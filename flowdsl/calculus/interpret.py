@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flowdsl.proof.curriculum import Curricula
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.expand import Series
-from flowdsl.proof.field import Element
-from flowdsl.proof.moment import moment_of
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.state import Calculus, State
+from flowdsl.calculus.curriculum import Curricula
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.expand import Series
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.moment import moment_of
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import Calculus, State
 from flowdsl.spec.core import (
     Apply,
     Constant,

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import parts
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Call, Context, Reader
-from flowdsl.proof.learnt import Regression, hidden_time
-from flowdsl.proof.networks import Networks
-from flowdsl.proof.sample import NOISES, X
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.setting import Setting
-from flowdsl.proof.state import FunctionAtom, State, VelocityAtom
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import parts
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Call, Context, Reader
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import FunctionAtom, State, VelocityAtom
 from flowdsl.spec.core import Evaluate, Expr, Kind
+from flowdsl.truth.cases import Case
+from flowdsl.truth.learnt import Regression, hidden_time
+from flowdsl.truth.networks import Networks
+from flowdsl.truth.sample import NOISES, X
+from flowdsl.truth.setting import Setting
 
 _MONOTONE = frozenset({"log", "exp", "sqrt", "atan"})
 _PLAIN: tuple[str, tuple[tuple[str, object], ...]] = ("flow", ())

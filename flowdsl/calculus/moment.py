@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flowdsl.proof.field import Element
-from flowdsl.proof.state import Calculus, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.state import Calculus, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 
 CENTRED = "ξ"
 

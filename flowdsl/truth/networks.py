@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Call, Conditions, Context
-from flowdsl.proof.learnt import Regression
-from flowdsl.proof.maps import MapNetwork
-from flowdsl.proof.state import Field, State
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Call, Conditions, Context
+from flowdsl.calculus.state import Field, State
 from flowdsl.spec.core import Evaluate, Kind
+from flowdsl.truth.learnt import Regression
+from flowdsl.truth.maps import MapNetwork
 
 Marginal = Callable[[Conditions, State, Element], State]
 APART = ("still apart", "any apart")  #: maps that are the truth on the diagonal alone

@@ -17,8 +17,8 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import ORDER, Defined, Element, Rationals
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import ORDER, Defined, Element, Rationals
 
 
 class Scalars(Rationals):

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
+from flowdsl.calculus.curriculum import Curricula
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.inequalities import Affine, Bound, feasible, implies
+from flowdsl.calculus.numbers import evaluate
 from flowdsl.prelude.laws import LAWS
-from flowdsl.proof.curriculum import Curricula
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.inequalities import Affine, Bound, feasible, implies
-from flowdsl.proof.numbers import evaluate
 from flowdsl.spec.core import (
     FALSE,
     TRUE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowdsl.proof.state import Atom, Calculus, Field, FunctionAtom, MapAtom, State, VelocityAtom
+from flowdsl.calculus.state import Atom, Calculus, Field, FunctionAtom, MapAtom, State, VelocityAtom
 
 
 def renamed(calculus: Calculus, state: State, field: Callable[[Field], Field]) -> State:

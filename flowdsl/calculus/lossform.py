@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Context, Reader
-from flowdsl.proof.state import Atom, State
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Context, Reader
+from flowdsl.calculus.state import Atom, State
 from flowdsl.spec.core import Apply, Evaluate, Expr, Kind, Stop, walk
 
 #: A moving atom beside a still one; or a scalar network by its expression.

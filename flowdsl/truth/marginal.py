@@ -13,15 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flowdsl.proof.cases import Case
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.expand import parts
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Conditions, Context, NoNetwork, Reader
-from flowdsl.proof.networks import data_field
-from flowdsl.proof.sample import NOISES, X, learning_calls
-from flowdsl.proof.solver import Relation, Solver
-from flowdsl.proof.state import State, VelocityAtom
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.expand import parts
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.calculus.state import State, VelocityAtom
 from flowdsl.spec.core import (
     Apply,
     Evaluate,
@@ -36,6 +32,10 @@ from flowdsl.spec.core import (
 )
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
+from flowdsl.truth.cases import Case
+from flowdsl.truth.networks import data_field
+from flowdsl.truth.sample import NOISES, X, learning_calls
+from flowdsl.truth.solver import Relation, Solver
 
 
 class Singular(Undecided):

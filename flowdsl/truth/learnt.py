@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Call, Conditions, Context
-from flowdsl.proof.scalars import Scalars
-from flowdsl.proof.state import State
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Call, Conditions, Context
+from flowdsl.calculus.scalars import Scalars
+from flowdsl.calculus.state import State
 
 Velocity = Callable[[Conditions, State, Element], State]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from flowdsl.proof.errors import Undecided
+from flowdsl.calculus.errors import Undecided
 from flowdsl.spec.core import (
     Apply,
     Constant,

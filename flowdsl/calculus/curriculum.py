@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.numbers import evaluate
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.numbers import evaluate
 from flowdsl.spec.core import Apply, Expr, Level, Training, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from flowdsl.proof.errors import Clock, Pole, Undecided
-from flowdsl.proof.quotients import Quotients
-from flowdsl.proof.text import element_text
+from flowdsl.calculus.errors import Clock, Pole, Undecided
+from flowdsl.calculus.quotients import Quotients
+from flowdsl.calculus.text import element_text
 
 Element = Any  #: a `Quotient` of one `Scalars` field
 

@@ -12,9 +12,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import factorial
 
-from flowdsl.proof.errors import Pole, Undecided
-from flowdsl.proof.field import ORDER, Element
-from flowdsl.proof.state import (
+from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.field import ORDER, Element
+from flowdsl.calculus.state import (
     Atom,
     Calculus,
     FunctionAtom,

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from flowdsl.proof.errors import Undecided
-from flowdsl.proof.field import Element
-from flowdsl.proof.interpret import Call, Conditions, Context, Reader
-from flowdsl.proof.learnt import hidden_time
-from flowdsl.proof.state import State
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.field import Element
+from flowdsl.calculus.interpret import Call, Conditions, Context, Reader
+from flowdsl.calculus.state import State
 from flowdsl.spec.core import (
     Evaluate,
     Expr,
@@ -28,6 +27,7 @@ from flowdsl.spec.core import (
 )
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap
+from flowdsl.truth.learnt import hidden_time
 
 Landing = Callable[[Conditions, State, Element, Element], State]
 
