@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
+from traceback import extract_tb
 
 from flowdsl.calculus.errors import Clock, Pole, Undecided
 from flowdsl.checks import Report, Verdict, check
@@ -32,9 +34,10 @@ ACCEPTED = ("same", "equal", "another", "as biased")
 class Fate:
     """What became of a mutant: `kind`, the check or stage that says so, and the reason.
 
-    Kinds: "unreadable", "killed", "undecided"; of those that pass "same" (the very same one),
-    "equal" (the same gradient for every network), "another" (another objective, proved). A mutant
-    of a spec that is itself biased and fails in no other way is "as biased".
+    Kinds: "unreadable", "killed", "undecided", "crashed" (a fault of flowdsl); of those that pass
+    "same" (the very same one), "equal" (the same gradient for every network), "another" (another
+    objective, proved). A mutant of a spec that is itself biased and fails in no other way is "as
+    biased".
     """
 
     mutant: Mutant
@@ -157,8 +160,13 @@ def measured(fate: Fate, objective: Objective, report: Report) -> Fate:
 
 
 def run(mutant: Mutant, certify: bool) -> Fate:
-    """One mutant, from text to fate."""
-    fate, objective, report = judged(mutant)
-    if not certify or objective is None or report is None:
-        return fate
-    return measured(fate, objective, report)
+    """One mutant, from text to fate; whatever goes wrong is told, and the others go on."""
+    try:
+        fate, objective, report = judged(mutant)
+        if not certify or objective is None or report is None:
+            return fate
+        return measured(fate, objective, report)
+    except Exception as error:  # a fault of flowdsl, which the table must show
+        frame = extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        return Fate(mutant, "crashed", type(error).__name__, f"{error} ({place})")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.mutation_fates import ACCEPTED, AGREEMENTS, Fate
 
-KINDS = ("unreadable", "killed", *ACCEPTED, "undecided")
+KINDS = ("unreadable", "killed", *ACCEPTED, "undecided", "crashed")
 
 OPENING = """\
 # Mutants
@@ -32,6 +32,7 @@ makes this page. Judged at {commits}.
 | another | is another objective, and proved: its truth is the data's flow as well |
 | as biased | is no worse than its spec, which is biased by its nature |
 | undecided | is neither proved nor refuted, and so does not pass |
+| crashed | ends in an exception: a bug in flowdsl |
 
 | column | the measurement |
 |---|---|
@@ -105,6 +106,7 @@ def page(fates: Sequence[Fate], left: int) -> str:
         parts.append(f"## {heading}\n\n" + (_markdown(rows) if counts else "None.\n"))
     for heading, chosen in (
         ("Undecided", [f for f in fates if f.kind == "undecided"]),
+        ("Crashes", [f for f in fates if f.kind == "crashed"]),
         ("Disagreements", [f for f in fates if f.measured == "disagrees"]),
     ):
         lines = [f"- `{f.mutant.name}`: {f.detail or f.reason}" for f in chosen]

@@ -63,7 +63,7 @@ def judge_all(
 def told(fates: Iterable[Fate]) -> Iterator[str]:
     """The mutants that a reader should look at, in words."""
     everything = list(fates)
-    for kind in ("undecided", *ACCEPTED):
+    for kind in ("crashed", "undecided", *ACCEPTED):
         for fate in (f for f in everything if f.kind == kind):
             yield f"{kind:9}  {fate.measured:12}  {fate.mutant.name}\n{'':11}{fate.reason}"
     for fate in (f for f in everything if f.measured == "disagrees"):
