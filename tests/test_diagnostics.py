@@ -244,3 +244,41 @@ def test_deep_nesting_of_every_bracket_ends_soon(count: int) -> None:
         with pytest.raises(DiagnosticError) as caught:
             pipeline.load_text(text)
         assert re.search(r"nested|open here|at most|path|called|moves|deep", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("law", "words"),
+    [
+        ("choice(grid(0.5))", "`n` of `grid` is 0.5, and must be a whole number, at least 1"),
+        ("choice(grid(k - 4))", "`n` of `grid` is -2, and must be a whole number, at least 1"),
+        ("choice(karras(1, 0.1, 1))", "`n` of `karras` is 1, and must be a whole number, at leas"),
+        ("logit_normal(0, -1)", "`std` of `logit_normal` is -1, and must be 0 or more"),
+        ("beta(1, 0)", "`b` of `beta` is 0, and must be positive"),
+        ("shifted(uniform(0, 1), -k)", "`shift` of `shifted` is -2, and must be positive"),
+    ],
+)
+def test_numbers_that_a_law_cannot_have_are_refused(law: str, words: str) -> None:
+    spec = PLAIN.replace("uniform(0, 1)", law)
+    with pytest.raises(DiagnosticError, match=re.escape(words)) as caught:
+        pipeline.load_text(spec)
+    (told,) = caught.value.diagnostics
+    assert told.span is not None
+    assert told.span.text in law
+
+
+def test_numbers_that_a_law_can_have_are_read() -> None:
+    for law in ("choice(grid(8 / k))", "logit_normal(0, 0)", "beta(0.5, k)", "uniform(0, 1 / k)"):
+        assert pipeline.load_text(PLAIN.replace("uniform(0, 1)", law)).draws["t"].lines
+    share = PLAIN.replace("times", "rows half ~ share(k)\ntimes")
+    with pytest.raises(DiagnosticError, match="`p` of `share` is 2, and must be between 0 and 1"):
+        pipeline.load_text(share)
+
+
+PLAIN = """objective plain
+constants k = 2
+path z(t) = (1 - t) * data + t * noise
+times t ~ uniform(0, 1)
+network v(z, t)
+target match v(z, t) to velocity
+loss mse
+"""

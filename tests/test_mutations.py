@@ -66,6 +66,12 @@ WRONG = [
     ("tvm", "on t > s  ->  match d/ds[map(z, t, s)] to stop(w * F", ""),
     ("tvm", "stop(w * slow(map(z, s, s), t, s)) on t > s", "identity"),
     ("tvm", "-> match w * F(z(q), q, q) to 2 * (w * velocity", "identity"),
+    ("vp_diffusion", "sqrt(signal(t)^2 - 1)", "boundary"),
+    ("ddpm", "(first - last) / (T - 1)", "boundary"),
+    ("vp_diffusion", "-> match noise to epsilon(z, t)", ""),
+    ("reflow", "flow(old, data, 1, 0", "times"),
+    ("reflow", "-> t ~ uniform(0, 0.5)", "anchored"),
+    ("reflow", "data = flow(old, noise, 1, 0, steps = 8)", ""),
 ]
 
 

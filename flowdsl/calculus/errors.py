@@ -17,6 +17,10 @@ class Undecided(Exception):
         super().__init__(reason)
 
 
+class Undefined(Undecided):
+    """A number that is none: 1 / 0, the root or the logarithm of a negative number."""
+
+
 class Pole(Exception):
     """A quantity was evaluated where its denominator vanishes."""
 

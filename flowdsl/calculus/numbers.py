@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.errors import Undecided, Undefined
 from flowdsl.spec.core import (
     Apply,
     Constant,
@@ -74,7 +74,8 @@ def evaluate(expr: Expr, values: Mapping[str, float]) -> float:
     """The value of a scalar expression; names of constants, draws, formals and training are looked
     up.
 
-    Raises `Undecided` for a name or an operation without a value, and where there is none (1 / 0).
+    Raises `Undecided` for a name or an operation without a value, and `Undefined` where there is
+    none (1 / 0, the root of a negative number).
     """
     done: dict[Expr, float] = {}
 
@@ -96,8 +97,9 @@ def evaluate(expr: Expr, values: Mapping[str, float]) -> float:
             case Apply(op, args) if op in _FUNCTIONS:
                 try:
                     return _FUNCTIONS[op](*(visit(a) for a in args))
-                except (ValueError, ZeroDivisionError, OverflowError) as error:
-                    raise Undecided(f"{op} has no value here", node.span) from error
+                except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+                    # TypeError: a root of a negative number, written as a power, is complex
+                    raise Undefined(f"{op} has no value here", node.span) from error
         raise Undecided("not a number", node.span)
 
     return visit(expr)
@@ -123,6 +125,8 @@ def linear(expr: Expr, values: Mapping[str, float], names: tuple[str, ...]) -> t
                 return tuple(c * x for x in visit(vector))
             case Apply("div", (a, b)):
                 c = evaluate(b, values)
+                if not c:
+                    raise Undefined("div has no value here", node.span)
                 return tuple(x / c for x in visit(a))
         if not visit_is_state(node):
             return zeros

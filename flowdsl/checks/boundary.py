@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.errors import Undecided, Undefined
 from flowdsl.calculus.numbers import far_end, path_weights
 from flowdsl.checks.check import Check, Example
 from flowdsl.checks.report import Verdict
@@ -22,6 +22,7 @@ from flowdsl.truth.cases import Case
 from flowdsl.truth.maps import MapNetwork, shape_of
 
 NAME = "boundary"
+INSIDE = (0.25, 0.5, 0.75)  #: times at which a path is looked at on its way
 NEARLY = 0.02  #: weights of data and noise up to which an end counts as the other one alone
 FADED = (
     0.2  #: data's weight beside the noise's, up to which a path without an end has noise at last
@@ -40,12 +41,34 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
 def _path(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
     """The path must join the data and the noise, and must not stand still on the way."""
     begin = time.perf_counter()
-    verdict = _standing(objective, path) or _ends(objective, analysis, path)
+    verdict = (
+        _undefined(objective, path)
+        or _standing(objective, path)
+        or _ends(objective, analysis, path)
+    )
     return replace(verdict, term=path.state, seconds=time.perf_counter() - begin)
 
 
+def _undefined(objective: Objective, path: Path) -> Verdict | None:
+    """A path with a root of a negative number, or a division by zero, on the way between its
+    ends."""
+    for moment in INSIDE:
+        for velocity in (False, True):
+            try:
+                path_weights(objective, path, moment, velocity)
+            except Undefined as error:
+                what = "the velocity of " if velocity else ""
+                text = error.span.text if error.span is not None else ""
+                cause = f"`{text}` has no value there" if text else error.reason
+                message = f"{what}{path.state}({moment:g}) is no state: {cause}"
+                return _refuted(path, message, "look at what stands under roots and fractions")
+            except Undecided:
+                return None
+    return None
+
+
 def _standing(objective: Objective, path: Path) -> Verdict | None:
-    still = [moment for moment in (0.25, 0.5, 0.75) if close(_turn(objective, path, moment), 0)]
+    still = [moment for moment in INSIDE if close(_turn(objective, path, moment), 0)]
     if not still:
         return None
     message = f"{path.state}({still[0]:g}) and its velocity do not determine data and noise"

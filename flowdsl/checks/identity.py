@@ -21,7 +21,7 @@ from flowdsl.proof.small import times_of
 from flowdsl.spec.core import Evaluate, Expr, walk
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import NOISES, X, learning_calls
+from flowdsl.truth.sample import NOISES, X, learning_calls, taught
 
 NAME = "identity"
 #: In this order of preference where several identities would each do.
@@ -70,9 +70,9 @@ def _not_the_data(case: Case, generated: Expr) -> Verdict:
 
 def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) -> Verdict:
     assert finding.study is not None
-    learners = learning_calls(analysis.objective, case.prediction, None)
-    if learners and learners[0].head in finding.study.networks.regression:
-        return _regression(finding, printer, learners[0])
+    learner = taught(analysis.objective, case.prediction, case.target)
+    if learner is not None and learner.head in finding.study.networks.regression:
+        return _regression(finding, printer, learner)
     message = "zero" if finding.exact else "zero in the mean"
     if finding.values_only:
         message += ", at these values of the constants only"

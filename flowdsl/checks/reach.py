@@ -15,12 +15,13 @@ from itertools import combinations
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.inequalities import Affine, Bound, feasible
+from flowdsl.checks.asked import jumps
 from flowdsl.checks.gradient import is_empty
-from flowdsl.checks.times import data_is_later, domain, jumps, steps_in
+from flowdsl.checks.times import data_is_later, domain, steps_in
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors
 from flowdsl.proof.moments import current
-from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Given, Level, walk
+from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Level, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap, LawCall, Objective, Path
 from flowdsl.truth.cases import Case
@@ -67,7 +68,7 @@ def untied(objective: Objective, analysis: Analysis, found: Anchors) -> str:
     for equation in (e for e in found.equations if e.mean):
         base = analysis.base(equation.case)
         reached = _reached(analysis, equation.case, (base.time,), {})
-        if base.data != Given("data") or reached is None or not reached.times[0].terms:
+        if reached is None or not reached.times[0].terms:
             return ""
         rows.append(reached)
         path = objective.paths[base.path]

@@ -10,6 +10,7 @@ from itertools import product
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.inequalities import Affine, Bound, implies
 from flowdsl.calculus.numbers import far_end, path_weights
+from flowdsl.checks.asked import jumps, misplaced
 from flowdsl.checks.check import Check, Example, per_case
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
@@ -26,7 +27,6 @@ from flowdsl.spec.core import (
     PathState,
     PathVelocity,
     children,
-    replace_formals,
     transform,
     walk,
 )
@@ -58,6 +58,9 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
     crossed = analysis.domain.crossed(row)
     if crossed:
         return _crossed(crossed, case.term)
+    wrong = misplaced(analysis, case)
+    if wrong is not None:
+        return wrong
     bounds = analysis.domain.bounds(row)
     printer = Printer.of(analysis, case)
     unknown: list[str] = []
@@ -328,31 +331,6 @@ def _way(analysis: Analysis, bounds: list[Bound], start: Expr, end: Expr) -> str
     return "either"
 
 
-def jumps(
-    analysis: Analysis, case: Case, only: FlowMap | None = None
-) -> list[tuple[Evaluate, Expr, Expr]]:
-    """Every evaluation of a map's network, with the start and end of the jump it stands for."""
-    found = []
-    for flow_map in analysis.objective.maps.values() if only is None else (only,):
-        calls = [n for n in walk(flow_map.body) if isinstance(n, Evaluate)]
-        if len(calls) != 1:
-            continue
-        inner = calls[0]
-        shown = {a: k for k, a in enumerate(inner.args) if isinstance(a, Formal)}
-        for expr in (case.prediction, case.target):
-            for node in walk(expr) if expr is not None else ():
-                if not isinstance(node, Evaluate):
-                    continue
-                whose = analysis.objective.origin(node.network, node.head)
-                if whose != (inner.network, inner.head):
-                    continue
-                values = {a.name: node.args[k] for a, k in shown.items() if isinstance(a, Formal)}
-                ends = [replace_formals(e, values) for e in (flow_map.start, flow_map.end)]
-                if not any(isinstance(n, Formal) for e in ends for n in walk(e)):
-                    found.append((node, ends[0], ends[1]))
-    return found
-
-
 CHECK = Check(
     NAME,
     6,
@@ -360,6 +338,7 @@ CHECK = Check(
     """The supports of the laws and the orders they declare are linear inequalities; every time a
 path or a network is given must follow from them to lie between the path's ends. Evaluations on the
 diagonal, where a map gives 0 / 0 for its network, are named: the limit there is the velocity.
+`data` and `noise` are states of the path at its ends, and a network is told those times.
 
     times  gap ~ uniform(0, 1); s ~ uniform(0, 1); t = s + gap
 

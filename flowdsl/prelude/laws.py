@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -36,15 +36,35 @@ Gives = Literal["number", "pair", "values", "rows", "flag"]
 
 
 @dataclass(frozen=True)
+class Range:
+    """Which numbers a parameter may be, in words and as a test."""
+
+    text: str
+    holds: Callable[[Fraction], bool]
+
+
+NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)
+POSITIVE = Range("positive", lambda x: x > 0)
+PROBABILITY = Range("between 0 and 1", lambda x: 0 <= x <= 1)
+
+
+def _count(least: int) -> Range:
+    return Range(
+        f"a whole number, at least {least}", lambda x: x.denominator == 1 and x.numerator >= least
+    )
+
+
+@dataclass(frozen=True)
 class Parameter:
     """A parameter of a law: a number, a further law, or a list of values; `default` None means
-    required.
+    required. `range` holds for numbers that are known when a spec is read.
     """
 
     name: str
     kind: Literal["number", "law", "values"] = "number"
     default: Fraction | None = None
     optional: bool = False
+    range: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -188,10 +208,14 @@ def _gauss(p: Texts, shape: str) -> str:
     return affine(p["mean"], p["std"], f"torch.randn({shape}, **kind)")
 
 
-_MEAN_STD = (Parameter("mean", default=Fraction(0)), Parameter("std", default=Fraction(1)))
+_MEAN_STD = (
+    Parameter("mean", default=Fraction(0)),
+    Parameter("std", default=Fraction(1), range=NOT_NEGATIVE),
+)
 _LO_HI = (Parameter("lo", default=Fraction(0)), Parameter("hi", default=Fraction(1)))
 _INNER = Parameter("law", "law")
-_SHARE = (Parameter("p"),)
+_SHARE = (Parameter("p", range=PROBABILITY),)
+_SHIFT = Parameter("shift", range=POSITIVE)
 
 _ROWS = [
     Law(
@@ -219,18 +243,21 @@ _ROWS = [
         distribution=lambda p, x: _ndtr(p, call("torch.log", tensor(x))), cdf=_log_normal_cdf,
     ),
     Law(
-        "beta", (Parameter("a"), Parameter("b")), "number", lambda a, b: (0.0, 1.0),
+        "beta", (Parameter("a", range=POSITIVE), Parameter("b", range=POSITIVE)), "number",
+        lambda a, b: (0.0, 1.0),
         "beta, as a share of two gamma variables",
         lambda p, shape: f"beta({p['a']}, {p['b']}, ({shape},), kind)",
     ),
     Law(
-        "power_law", (Parameter("lo"), Parameter("hi"), Parameter("exponent")), "number",
+        "power_law",
+        (Parameter("lo", range=POSITIVE), Parameter("hi", range=POSITIVE), Parameter("exponent")),
+        "number",
         lambda lo, hi, exponent: (lo[0], hi[1]),
         "density proportional to x^(-exponent) in [lo, hi]",
         quantile=_power_law, distribution=_power_law_distribution, cdf=_power_law_cdf,
     ),
     Law(
-        "shifted", (_INNER, Parameter("shift")), "number",
+        "shifted", (_INNER, _SHIFT), "number",
         lambda law, shift: (_shift(law[0], shift[0]), _shift(law[1], shift[1])),
         "shift * x / (1 + (shift - 1) * x) of a draw x in [0, 1]",
         lambda p, shape: shifted_text(p["law"], p["shift"]),
@@ -249,7 +276,9 @@ _ROWS = [
         "one of the values, each as likely as the others",
     ),
     Law(
-        "grid", (Parameter("n"), Parameter("shift", default=Fraction(1))), "values",
+        "grid",
+        (Parameter("n", range=_count(1)), replace(_SHIFT, default=Fraction(1))),
+        "values",
         lambda n, shift: (_shift(1 / n[1], shift[0]), 1.0),
         "1/n, 2/n, …, 1, each x moved to shift * x / (1 + (shift - 1) * x)",
         lambda p, count: shifted_text(over(f"torch.arange(1, {plus(count, '1')}, {real})", count),
@@ -257,7 +286,10 @@ _ROWS = [
     ),
     Law(
         "karras",
-        (Parameter("n"), Parameter("lo"), Parameter("hi"), Parameter("rho", default=Fraction(7))),
+        (
+            Parameter("n", range=_count(2)), Parameter("lo", range=NOT_NEGATIVE),
+            Parameter("hi", range=POSITIVE), Parameter("rho", default=Fraction(7), range=POSITIVE),
+        ),
         "values", lambda n, lo, hi, rho: (lo[0], hi[1]),
         "n noise levels from hi down to lo, even in their rho-th root (Karras 2022, eq. 5)",
         _karras,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
 from flowdsl.prelude.laws import LAWS, Law, Parameter
+from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import Expr, Kind, Level, Number
 from flowdsl.spec.objective import LawCall
 from flowdsl.spec.operations import OPERATIONS
@@ -132,6 +133,7 @@ class LawResolver:
                 raise fail("resolve", f"`{parameter.name}` of `{law.name}` is a number", node.span)
             if self._resolver.kind(found) not in _NUMBERS:
                 raise fail("kinds", f"`{parameter.name}` of `{law.name}` is a number", node.span)
+            self._in_range(law, parameter, found, node.span)
             return found
         if not isinstance(found, LawCall):
             raise fail(
@@ -141,6 +143,20 @@ class LawResolver:
                 hint="as in `sorted(logit_normal(-0.4, 1.0))`",
             )
         return found
+
+    def _in_range(self, law: Law, parameter: Parameter, value: Expr, span: Span) -> None:
+        """Refuse a number that is known now and that the law cannot be drawn with."""
+        if parameter.range is None:
+            return
+        known = constant_value(value, self._resolver.constants)
+        if known is not None and not parameter.range.holds(known):
+            raise fail(
+                "resolve",
+                f"`{parameter.name}` of `{law.name}` is {float(known):g}, and must be "
+                f"{parameter.range.text}",
+                span,
+                hint=self._usage(law),
+            )
 
     def _usage(self, law: Law) -> str:
         shown = ", ".join(

@@ -28,6 +28,7 @@ from flowdsl.spec.core import (
     Stop,
     children,
     number,
+    transform,
     walk,
 )
 from flowdsl.spec.objective import LawCall, Objective, Path
@@ -75,8 +76,9 @@ class Row:
         return reader.weights(path.velocity if velocity else path.body)
 
     def same_state(self, other: Row) -> bool:
-        """Is the state that two rows condition on the same function of data and noise?"""
-        if self.time != other.time:
+        """Is the state that two rows condition on the same function of the same data, and of noise
+        of the same law?"""
+        if self.time != other.time or _made(self) != _made(other):
             return False
         return all(
             self.weights(self.base.path, self.time, velocity)
@@ -159,6 +161,14 @@ class Row:
         return reader.state(expr)
 
 
+def _made(row: Row) -> Expr:
+    """What stands in the place of the data, without stops that stop nothing."""
+    data, objective = row.base.data, row.context.objective
+    if live_calls(objective, data):
+        return data
+    return transform(data, lambda node: node.body if isinstance(node, Stop) else node)
+
+
 def _numbers(objective: Objective, law: LawCall) -> list[float]:
     """A law's parameters; empty when some are no numbers."""
     constants = {name: float(value) for name, value in objective.constants.items()}
@@ -224,6 +234,14 @@ def learning_calls(objective: Objective, prediction: Expr, target: Expr | None) 
     """Where a term teaches: in its prediction, the outermost call first, then in its target."""
     calls = live_calls(objective, prediction)[::-1]
     return calls + (live_calls(objective, target)[::-1] if target is not None else [])
+
+
+def taught(objective: Objective, prediction: Expr, target: Expr | None) -> Evaluate | None:
+    """What a term teaches: the outermost live call of its prediction, or where that has none, as in
+    `match noise to epsilon(z, t)`, of its target."""
+    calls = learning_calls(objective, prediction, None)
+    calls = calls or learning_calls(objective, prediction, target)
+    return calls[0] if calls else None
 
 
 def base_state(objective: Objective, prediction: Expr, target: Expr | None) -> PathState:

@@ -23,7 +23,7 @@ from flowdsl.truth.maps import MapNetwork, shape_of
 from flowdsl.truth.marginal import Guidance
 from flowdsl.truth.networks import Networks
 from flowdsl.truth.regression import regress
-from flowdsl.truth.sample import Row, X, check_law, learning_calls
+from flowdsl.truth.sample import Row, X, check_law, taught
 from flowdsl.truth.siblings import Siblings
 from flowdsl.truth.solver import Relation, Solver
 
@@ -122,8 +122,8 @@ class Truth(Solver):
         """A case in which a head learns: this one, or else the first there is."""
         others = [c for term in self.matched for c in self.cases(term)] if anywhere else []
         for one in [case, *others]:
-            calls = learning_calls(self.objective, one.prediction, None)
-            if calls and (calls[0].network, calls[0].head) == (owner, head):
+            call = taught(self.objective, one.prediction, one.target)
+            if call is not None and (call.network, call.head) == (owner, head):
                 return one
         return None
 
@@ -132,7 +132,8 @@ class Truth(Solver):
     ) -> Regression:
         key = (owner, head, case.prediction, case.target, context.calculus.rules, context.symbolic)
         if key not in self._regressions:
-            learner = learning_calls(self.objective, case.prediction, None)[0]
+            learner = taught(self.objective, case.prediction, case.target)
+            assert learner is not None  # `_taught` found this case by it
             self._regressions[key] = regress(self, case, context, networks, learner)
         return self._regressions[key]
 
