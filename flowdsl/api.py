@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowdsl import pipeline
+from flowdsl import pipeline, plan, sources
 from flowdsl.pipeline import Constants, DerivativeRule
 from flowdsl.spec import objective as spec
 from flowdsl.syntax.layout import read_source
@@ -93,7 +93,7 @@ class Objective:
         """The stages in which the objective is trained; none when it is trained in one piece."""
         return tuple(
             Stage(part.name, _objective(part.tree), part.share, part.carried)
-            for part in pipeline.stages(self.tree)
+            for part in plan.stages(self.tree)
         )
 
     def text(self) -> str:
@@ -123,7 +123,7 @@ def _options(
 
 def load(spec: str | Path) -> Objective:
     """An objective by its shipped name, or from a path to a `.flow` file."""
-    return _objective(pipeline.parse(pipeline.find_source(str(spec))))
+    return _objective(pipeline.parse(sources.find_source(str(spec))))
 
 
 def loads(text: str, name: str = "<text>") -> Objective:
@@ -133,7 +133,7 @@ def loads(text: str, name: str = "<text>") -> Objective:
 
 def shipped() -> tuple[str, ...]:
     """The names of the shipped objectives."""
-    return pipeline.shipped_names()
+    return sources.shipped_names()
 
 
 def _objective(tree: Tree) -> Objective:

@@ -7,31 +7,30 @@ source text -> syntax tree -> typed objective -> report
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from flowdsl.clauses import all_clauses
 from flowdsl.diagnostics import (
     DiagnosticError,
     Source,
     Span,
-    did_you_mean,
     fail,
     inherited,
     placed,
 )
+from flowdsl.sources import SUFFIX, find_source
 from flowdsl.spec.assemble import resolve, resolve_claims
 from flowdsl.spec.core import Expr
 from flowdsl.spec.merge import merge_ancestors
 from flowdsl.spec.objective import Objective
 from flowdsl.syntax.format import format_tree
-from flowdsl.syntax.layout import MAX_BYTES, read_source
+from flowdsl.syntax.layout import read_source
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.parse import Parser, parse_expression
 from flowdsl.syntax.tree import Expression, Tree
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from flowdsl.passes.options import Options
     from flowdsl.passes.program import Program
     from flowdsl.runtime.loss import Loss
-
-SUFFIX = ".flow"
 
 DerivativeRule = Literal["exact", "finite_difference"]
 Constants = Mapping[str, float | Fraction]
@@ -72,48 +69,6 @@ def prelude() -> Mapping[str, Binding]:
                 assert isinstance(line, Binding)
                 found[line.name] = line
     return found
-
-
-def shipped_folder() -> Path:
-    """Where the shipped specs are: `specs/` in a checkout, `flowdsl/shipped` when installed."""
-    package = Path(str(resources.files("flowdsl")))
-    installed = package / "shipped"
-    return installed if installed.is_dir() else package.parent / "specs"
-
-
-def shipped_names() -> tuple[str, ...]:
-    """The names of the shipped objectives."""
-    return tuple(sorted(path.stem for path in shipped_folder().glob(f"*{SUFFIX}")))
-
-
-def find_source(spec: str, beside: Path | None = None) -> Source:
-    """The text that a name or path refers to; `beside` is the folder of the spec that names it.
-
-    A path is taken from that folder, or from where the program runs.
-    """
-    if spec.endswith(SUFFIX) or "/" in spec:
-        return read_file(Path(spec) if beside is None else beside / spec)
-    if beside is not None and (beside / f"{spec}{SUFFIX}").is_file():
-        return read_file(beside / f"{spec}{SUFFIX}")
-    shipped = shipped_folder() / f"{spec}{SUFFIX}"
-    if spec in shipped_names():
-        return read_file(shipped)
-    raise fail(
-        "file",
-        f"there is no objective `{spec}`",
-        hint=did_you_mean(spec, shipped_names())
-        or f"give a path to a .flow file, or a shipped name: {', '.join(shipped_names())}",
-    )
-
-
-def read_file(path: Path) -> Source:
-    """A spec's text from a file."""
-    try:
-        with path.open("rb") as file:
-            return read_source(file.read(MAX_BYTES + 1), str(path))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise fail("file", f"{path} cannot be read: {reason.lower()}") from None
 
 
 def parse(source: Source) -> Tree:
@@ -156,80 +111,6 @@ def typed(tree: Tree, instead: Source | None = None) -> Objective:
             tree.name_span,
             hint="a spec needs a handful of definitions, each a few steps from the network",
         ) from None
-
-
-@dataclass(frozen=True)
-class StagePart:
-    """One stage of a spec: its objective's own tree, its share of training, and what it takes over
-    from earlier stages as pairs (network, stage).
-    """
-
-    name: str
-    tree: Tree
-    share: Fraction
-    carried: tuple[tuple[str, str], ...]
-
-
-def stages(tree: Tree) -> tuple[StagePart, ...]:
-    """The stages of a spec in order, those of stages written out (`teach.first`); none when it is
-    trained in one piece.
-    """
-    return _stages(tree, (tree.name,))
-
-
-def _stages(tree: Tree, above: tuple[str, ...]) -> tuple[StagePart, ...]:
-    here = Path(tree.source.name).parent
-    found: list[StagePart] = []
-    last: dict[str, str] = {}  # of a stage that has stages itself, the one that counts
-    for stage in typed(tree).stages:
-        whole = merged(tree)
-        inner: tuple[StagePart, ...] = ()
-        if stage.objective == "this":
-            sections = tuple(s for s in whole.sections if s.keyword != "stages")
-            own = replace(whole, sections=sections, extends=None)
-        else:
-            if stage.objective in above:
-                circle = " -> ".join([*above, stage.objective])
-                raise fail("resolve", f"stages go round in a circle: {circle}", stage.span)
-            own = parse(find_source(stage.objective, here if here.is_dir() else None))
-            inner = _stages(own, (*above, stage.objective))
-        carried = tuple((network, last[source]) for network, source in stage.carried)
-        if not inner:
-            found.append(StagePart(stage.name, own, stage.share, carried))
-            last[stage.name] = stage.name
-            continue
-        parts = _within(inner, stage.name, stage.share, carried)
-        found += parts
-        last[stage.name] = parts[-1].name
-    return tuple(found)
-
-
-def _within(
-    inner: tuple[StagePart, ...], name: str, share: Fraction, carried: tuple[tuple[str, str], ...]
-) -> tuple[StagePart, ...]:
-    """The stages of a stage, under its name and within its share.
-
-    What is carried over goes to the last of them, whose objective it is; stages that only served
-    to train these networks are left out.
-    """
-    given = dict(carried)
-    final = inner[-1]
-    kept = {final.name}
-    for part in reversed(inner):
-        if part.name in kept:
-            kept |= {s for n, s in part.carried if part is not final or n not in given}
-    inner = tuple(part for part in inner if part.name in kept)
-    total = sum((part.share for part in inner), Fraction(0))
-    parts = []
-    for part in inner:
-        own = {n: f"{name}.{source}" for n, source in part.carried}
-        taken = {**own, **given} if part is final else own
-        parts.append(
-            StagePart(
-                f"{name}.{part.name}", part.tree, share * part.share / total, tuple(taken.items())
-            )
-        )
-    return tuple(parts)
 
 
 def _known_stages(objective: Objective) -> None:
@@ -330,24 +211,6 @@ def compared(
     asked = parse(read_source(f"objective {objective.name}\nclaims\n{lines}", "<question>"))
     claims = resolve_claims(asked, all_clauses(), objective)
     return check(replace(objective, claims=claims), only=["claims"], find=lambda _: other)
-
-
-def recipe(tree: Tree) -> dict[str, Any]:
-    """The settings for training that come with an objective, or with what it extends.
-
-    A recipe is a TOML file `recipes/NAME.toml` beside the spec; it is no part of the mathematics.
-    """
-    folder = Path(tree.source.name).parent / "recipes"
-    path = folder / f"{tree.name}.toml"
-    if path.is_file():
-        try:
-            return tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise fail("file", f"{path} cannot be read: {error}") from None
-    if tree.extends is None:
-        return {}
-    here = Path(tree.source.name).parent
-    return recipe(parse(find_source(tree.extends, here if here.is_dir() else None)))
 
 
 def drawn(program: Program, *, as_picture: bool) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from flowdsl.clauses.map import MapLine
 from flowdsl.clauses.network import AverageLine, NetworkLine
 from flowdsl.diagnostics import Source
-from flowdsl.pipeline import find_source, merged, parse, shipped_names
+from flowdsl.pipeline import merged, parse
+from flowdsl.sources import find_source, shipped_names
 from flowdsl.syntax.format import format_tree
 from flowdsl.syntax.layout import read_source
 from flowdsl.syntax.lines import Binding

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training_support import TinyNet, tiny_dataset
 
 import flowdsl
-from flowdsl import pipeline
+from flowdsl import pipeline, plan
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.runtime.contract import NULL_LABEL
 from flowdsl.runtime.dataset import Batch
@@ -168,7 +168,7 @@ def test_a_player_has_its_own_learning_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_shipped_recipe_belongs_to_a_spec_and_builds_its_networks(path: Path) -> None:
     objective = flowdsl.load(path.stem)
-    config = make_config([], pipeline.recipe(objective.tree))
+    config = make_config([], plan.recipe(objective.tree))
     assert config != TrainConfig()
     loss = objective.compile()
     z, time, label = torch.randn(2, 1, 4, 4), torch.rand(2), torch.tensor([1, NULL_LABEL])
@@ -185,7 +185,7 @@ def test_a_shipped_recipe_belongs_to_a_spec_and_builds_its_networks(path: Path) 
 
 def test_recipes_say_what_the_papers_say() -> None:
     def config(name: str) -> TrainConfig:
-        return make_config([], pipeline.recipe(flowdsl.load(name).tree))
+        return make_config([], plan.recipe(flowdsl.load(name).tree))
 
     assert config("tvm").optimizer.betas == (0.9, 0.95)
     assert config("tvm").network.modulation == "normalised"

@@ -56,8 +56,9 @@ from flowdsl.exact import (
     variance_exploding_path,
     variance_preserving_path,
 )
-from flowdsl.pipeline import certified, load, load_text, shipped_names
+from flowdsl.pipeline import certified, load, load_text
 from flowdsl.pipeline import compiled as compile_spec
+from flowdsl.sources import shipped_names
 from flowdsl.spec.core import Constant, Formal, Kind, number, sub
 from flowdsl.spec.objective import Objective
 

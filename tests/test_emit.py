@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowdsl import pipeline
+from flowdsl import pipeline, sources
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.emit import compile_objective, emit_objective
 from flowdsl.emit.layout import lay_out
@@ -32,7 +32,7 @@ from tests import objectives
 from tests.compiler_support import DTYPE, batch, error, interpreted, networks, outcome
 
 EVERY = sorted(objectives.ALL)
-SHIPPED = [n for n in pipeline.shipped_names() if pipeline.load(n).terms]
+SHIPPED = [n for n in sources.shipped_names() if pipeline.load(n).terms]
 
 
 @pytest.mark.parametrize("optimize", [False, True])

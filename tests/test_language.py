@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowdsl import pipeline
+from flowdsl import pipeline, sources
 from flowdsl.diagnostics import DiagnosticError, Source, Span, render
 from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import Evaluate, Kind, Level, Number, PathVelocity, transform, walk
@@ -36,9 +36,9 @@ from flowdsl.syntax.tree import (
 )
 
 HERE = Path(__file__).parent
-GOOD = [p for p in sorted((HERE / "good").glob("*.flow")) if p.stem not in pipeline.shipped_names()]
+GOOD = [p for p in sorted((HERE / "good").glob("*.flow")) if p.stem not in sources.shipped_names()]
 BAD = sorted((HERE / "bad").glob("*.flow"))
-SHIPPED = [pipeline.shipped_folder() / f"{name}.flow" for name in pipeline.shipped_names()]
+SHIPPED = [sources.shipped_folder() / f"{name}.flow" for name in sources.shipped_names()]
 
 
 def compare_with(expected: Path, text: str, accept: bool) -> None:
@@ -80,7 +80,7 @@ def summary(objective: Objective) -> str:
 
 @pytest.mark.parametrize("path", [*GOOD, *SHIPPED], ids=lambda p: p.stem)
 def test_good_specs_resolve_as_expected(path: Path, accept: bool) -> None:
-    tree = pipeline.parse(pipeline.read_file(path))
+    tree = pipeline.parse(sources.read_file(path))
     text = f"{format_tree(tree)}\n{summary(pipeline.load(path))}"
     compare_with(HERE / "good" / f"{path.stem}.expected", text, accept)
 
@@ -90,13 +90,13 @@ def test_bad_specs_are_explained(path: Path, accept: bool) -> None:
     with pytest.raises(DiagnosticError) as caught:
         pipeline.load(path)
     text = "\n\n".join(render(d) for d in caught.value.diagnostics) + "\n"
-    text = text.replace(str(path.parent) + "/", "").replace(str(pipeline.shipped_folder()), "specs")
+    text = text.replace(str(path.parent) + "/", "").replace(str(sources.shipped_folder()), "specs")
     compare_with(path.with_suffix(".expected"), text, accept)
 
 
 @pytest.mark.parametrize("path", [*GOOD, *SHIPPED], ids=lambda p: p.stem)
 def test_printing_and_parsing_is_the_identity(path: Path) -> None:
-    tree = pipeline.parse(pipeline.read_file(path))
+    tree = pipeline.parse(sources.read_file(path))
     text = format_tree(tree)
     again = pipeline.parse(read_source(text, "printed"))
     assert again == tree
@@ -105,7 +105,7 @@ def test_printing_and_parsing_is_the_identity(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_the_merged_spec_can_be_printed_and_means_the_same(path: Path) -> None:
-    merged = pipeline.merged(pipeline.parse(pipeline.read_file(path)))
+    merged = pipeline.merged(pipeline.parse(sources.read_file(path)))
     alone = format_tree(merged).replace(f" extends {merged.extends}", "")
     objective, printed = pipeline.load(path), pipeline.load_text(alone)
     for one, other in zip(objective.terms, printed.terms, strict=True):
@@ -183,7 +183,7 @@ def test_any_text_is_read_or_explained(text: str) -> None:
 @given(st.data())
 def test_a_damaged_spec_is_read_or_explained(data: st.DataObject) -> None:
     """One character of a real spec removed, doubled or replaced: an answer, never a traceback."""
-    text = pipeline.find_source("meanflow").text
+    text = sources.find_source("meanflow").text
     at = data.draw(st.integers(0, len(text) - 1))
     new = data.draw(st.sampled_from(["", "(", ")", "|", "~", "'", "\n", "on ", "0", "d/dt[", ";"]))
     read_or_explained(text[:at] + new + text[at + 1 :])

@@ -19,6 +19,7 @@ READS = ("diagnostics", "syntax", "prelude", "spec")
 MAY = {
     "diagnostics": (),
     "syntax": ("diagnostics",),
+    "sources": ("diagnostics", "syntax"),
     "prelude": (),
     "spec": ("diagnostics", "syntax", "prelude"),
     "clauses": READS,
@@ -34,10 +35,13 @@ MAY = {
     "exact": ("diagnostics", "runtime"),
     "certify": (*READS, "checks", "exact"),  # independent of the proof: no calculus
     "runtime": ("diagnostics", "exact"),
-    "pipeline": (*READS, "clauses", "proof", "identities", "checks", "repair", "ir", "passes",
-                 "emit", "certify", "exact", "runtime"),
-    "api": ("pipeline", *READS, "checks", "passes", "runtime"),
-    "cli": ("pipeline", "api", *READS, "clauses", "checks", "passes", "emit", "runtime"),
+    "pipeline": ("sources", *READS, "clauses", "proof", "identities", "checks", "repair", "ir",
+                 "passes", "emit", "certify", "exact", "runtime"),
+    "plan": ("pipeline", "sources", *READS),
+    "api": ("pipeline", "plan", "sources", *READS, "checks", "passes", "runtime"),
+    "cli": ("pipeline", "plan", "sources", "api", *READS, "clauses", "checks", "passes", "emit",
+            "runtime"),
+    "__main__": ("cli",),
 }  # fmt: skip
 
 #: Where a library may be imported at all.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowdsl import pipeline
+from flowdsl import pipeline, sources
 from flowdsl.spec.core import (
     COMPARISONS,
     FALSE,
@@ -200,7 +200,7 @@ def test_tangents_that_no_derivative_has_are_written_out() -> None:
 
 # names
 
-SHIPPED = [name for name in pipeline.shipped_names() if pipeline.load(name).maps]
+SHIPPED = [name for name in sources.shipped_names() if pipeline.load(name).maps]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

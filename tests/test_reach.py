@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from flowdsl.checks import Report, check
-from flowdsl.pipeline import find_source, load, load_text
+from flowdsl.pipeline import load, load_text
+from flowdsl.sources import find_source
 from tests.mutations import source_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowdsl import pipeline
+from flowdsl import pipeline, sources
 from flowdsl.checks import Report
 from flowdsl.diagnostics import Diagnostic, DiagnosticError, render
 from flowdsl.repair.align import differences, together
@@ -77,7 +77,7 @@ SLIPS = {
 
 
 def shipped(name: str) -> str:
-    return (pipeline.shipped_folder() / f"{name}.flow").read_text()
+    return (sources.shipped_folder() / f"{name}.flow").read_text()
 
 
 def explained(text: str) -> Report:
@@ -127,7 +127,7 @@ def test_a_slip_in_an_inherited_text_is_shown_and_mended_there(tmp_path: Path) -
     base = shipped("meanflow").replace("guided - (t", "guided + (t").replace("meanflow", "base")
     (tmp_path / "base.flow").write_text(base)
     (tmp_path / "child.flow").write_text("objective child extends base\nconstants omega = 2\n")
-    tree = pipeline.parse(pipeline.find_source(str(tmp_path / "child.flow")))
+    tree = pipeline.parse(sources.find_source(str(tmp_path / "child.flow")))
     report = pipeline.checked(pipeline.typed(tree))
     (shown,) = errors(pipeline.explained(report, tree, seconds=SECONDS))
     assert shown.hint == "replace `+` by `-`"
@@ -178,7 +178,7 @@ def test_inherited_lines_are_labelled_with_both_files(tmp_path: Path) -> None:
     (tmp_path / "base" / "base.flow").write_text(base)
     child = tmp_path / "child.flow"
     child.write_text("# mine\nobjective child extends base/base.flow\nconstants omega = 2\n")
-    tree = pipeline.parse(pipeline.find_source(str(child)))
+    tree = pipeline.parse(sources.find_source(str(child)))
     (shown,) = errors(pipeline.checked(pipeline.typed(tree)))
     place = f"by {child}:2, from {tmp_path}/base/base.flow:14"
     assert dict(shown.facts)["inherited"] == place

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flowdsl import pipeline
+from flowdsl import pipeline, sources
 from flowdsl.checks import CHECKS, Report
 from flowdsl.checks.certificate import with_certificate
 from flowdsl.checks.check import COMMON
@@ -60,7 +60,7 @@ def check_specs(
     output: list[dict[str, object]] = []
     for spec in specs:
         try:
-            tree = pipeline.parse(pipeline.find_source(spec))
+            tree = pipeline.parse(sources.find_source(spec))
             objective = pipeline.typed(tree)
             report = pipeline.checked(objective, only=only, time_limit=limit)
             if not report.ok:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import flowdsl
-from flowdsl import pipeline
+from flowdsl import pipeline, sources
 from flowdsl.checks import Report
 from flowdsl.passes.program import Program
 
@@ -48,7 +48,7 @@ class Row:
 
 def family() -> Iterator[tuple[str, int]]:
     """The shipped names, each after the one it extends, with its depth in that tree."""
-    trees = {n: pipeline.parse(pipeline.find_source(n)) for n in flowdsl.shipped()}
+    trees = {n: pipeline.parse(sources.find_source(n)) for n in flowdsl.shipped()}
     below: dict[str | None, list[str]] = {}
     for name, tree in trees.items():
         below.setdefault(tree.extends if tree.extends in trees else None, []).append(name)

@@ -103,7 +103,7 @@ def train(
     if spec is None or "=" in spec:
         raise fail("command", "no spec is named", hint="for example: flowdsl train meanflow")
     import flowdsl
-    from flowdsl import pipeline
+    from flowdsl import plan
 
     objective = flowdsl.load(spec)
     sources = {role: Path(run) for role, run in _pairs(start)}
@@ -123,7 +123,7 @@ def train(
             progress=not quiet,
         )
         raise typer.Exit(result.exit_code)
-    config = make_config(words, pipeline.recipe(objective.tree))
+    config = make_config(words, plan.recipe(objective.tree))
     saved = _saved(objective, constants(set_), {"fixed_shapes": True} if config.compile else {})
     result = train_run(
         compile_saved(saved),

@@ -27,12 +27,12 @@ def stage_plans(
     A stage's settings: the recipe of its own objective (of the data and the size of networks, that
     of the whole), then the table `[stages.NAME]` of the whole recipe, then the command line.
     """
-    from flowdsl import pipeline
+    from flowdsl import plan
     from flowdsl.runtime.stages import StagePlan
     from flowdsl.runtime.training.directory import SavedSpec
     from flowdsl.runtime.training.overrides import make_config
 
-    recipe = pipeline.recipe(objective.tree)
+    recipe = plan.recipe(objective.tree)
     tables = recipe.pop("stages", {})
     whole = dict(_dotted(recipe))
     steps = make_config(settings, whole).steps
@@ -43,7 +43,7 @@ def stage_plans(
     for part in parts:
         own = whole
         if part.objective.name != objective.name:
-            found = pipeline.recipe(part.objective.tree)
+            found = plan.recipe(part.objective.tree)
             found.pop("stages", None)
             own = {k: v for k, v in _dotted(found) if k.partition(".")[0] not in SHARED}
             own |= {k: v for k, v in whole.items() if k.partition(".")[0] in SHARED}
