@@ -12,6 +12,7 @@ from tangent_support import F64, PlainDiT, UNet, flops, forward_mode, gradients,
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from flowdsl.runtime.bench.counting import FlopCounter
 from flowdsl.runtime.contract import Argument, NetworkSignature
 from flowdsl.runtime.nets import build_network
 from flowdsl.runtime.tangents import (
@@ -19,6 +20,7 @@ from flowdsl.runtime.tangents import (
     Finding,
     NotShared,
     ledger,
+    mode,
     reach,
     value_and_derivative,
 )
@@ -41,6 +43,30 @@ def bundled(size: str = "nano", side: int = 8, **parts: Any) -> nn.Module:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+    return network
+
+
+class Adapted(nn.Module):
+    """A layer with a correction of low rank beside it, as for fine-tuning."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Linear(layer.in_features, 2)
+        self.up = nn.Linear(2, layer.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+def changed(network: Any) -> nn.Module:
+    """A bundled network with parts replaced or overruled, whose rules the old ones may not be."""
+    first, second, *_ = network.blocks
+    first.inner = Adapted(first.inner)
+    first.attention.output = Adapted(first.attention.output)
+    second.attention.register_forward_hook(lambda module, inputs, output: output.sin())
+    second.outer.register_forward_pre_hook(lambda module, inputs: (inputs[0] * inputs[0],))
+    torch.nn.utils.parametrizations.weight_norm(second.inner)
     return network
 
 
@@ -100,6 +126,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "bundled": lambda: case(bundled()),
     "bundled, tokens in context": lambda: case(bundled(conditioning="in_context")),
     "bundled, normalised modulation": lambda: case(bundled(modulation="normalised", qk_norm=True)),
+    "bundled, layer norms": lambda: case(bundled(norm="layer")),
+    "bundled, decoupled times": lambda: case(bundled(times="decoupled")),
+    "bundled, changed by hooks and adapters": lambda: case(changed(bundled())),
     "u-net": unet,
     "u-net in channels last": channels_last,
 }
@@ -216,6 +245,41 @@ def test_price_in_products(build: Callable[[], nn.Module]) -> None:
     recorded = flops(lambda: cost.plain().square().sum().backward()) / cost.forward
     assert 2.9 < recorded < 3.1
     assert flops(lambda: cost.share().backward()) / cost.forward < recorded + 1.1
+
+
+def test_bundled_layers_are_seen_as_wholes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules of whole layers spare the time that it takes to look at every operation."""
+    cost, seen = Cost(lambda: bundled("micro", 16)), []
+    run = mode.Beside._run
+
+    def count(self: Any, func: Any, *rest: Any) -> Any:
+        seen.append(func)
+        return run(self, func, *rest)
+
+    monkeypatch.setattr(mode.Beside, "_run", count)
+    cost.share()
+    whole = len(seen)
+    seen.clear()
+    monkeypatch.setattr("flowdsl.runtime.nets.duals.TangentMode", type(None))
+    cost.share()
+    assert whole < 0.4 * len(seen)
+
+
+def test_a_mode_in_between_sees_every_operation() -> None:
+    """A rule of a whole layer would hide its products from a counter that is closer to them."""
+    network, point, direction, named = case(bundled("micro"))
+
+    def counted(*arguments: Any, **conditions: Any) -> Tensor:
+        with FlopCounter() as counter:
+            value = network(*arguments, **conditions)
+        counts.append(counter.total)
+        return value
+
+    counts: list[int] = []
+    counted(*point, **named)
+    same = (network, point, direction, named)
+    same_pass(same, lambda: value_and_derivative(counted, point, direction, **named))
+    assert counts[1] == counts[0]
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowdsl.runtime.tangents import mode
+from flowdsl.runtime.tangents.rules import attention
 
 aten = torch.ops.aten
 IMAGE, FOUR = constant(2, 4, 6, 6), constant(4).abs() + 0.5
@@ -254,6 +255,17 @@ def test_operations_with_a_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(mode, "derive", lambda *_: pytest.fail("no rule"))
     exact = name not in ("custom function", "other dropouts")
     check_beside(RULED[name], X, exact=exact)
+
+
+@pytest.mark.parametrize("name", [name for name in RULED if "attention" in name])
+@pytest.mark.parametrize("device", ["cpu", "elsewhere"])
+def test_attention_in_parts(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row and a head at a time, as on a CPU, and rows with all their heads, as elsewhere."""
+    parts = attention._parts
+    monkeypatch.setattr(attention, "_BUDGET", 1)
+    monkeypatch.setattr(attention, "_BUDGET_ELSEWHERE", 1)
+    monkeypatch.setattr(attention, "_parts", lambda q, k, _: parts(q, k, device))
+    check_beside(RULED[name], X)
 
 
 @pytest.mark.parametrize("name", IMAGES)

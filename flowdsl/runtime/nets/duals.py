@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, maybe_current_level, peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 Transform = Literal["none", "jvp", "other"]
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -95,6 +96,31 @@ def innermost_transform() -> Transform:
     return "jvp" if ruled else "other"
 
 
+class TangentMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that computes tangents beside a pass that is recorded as always."""
+
+    def paired(
+        self,
+        value: Callable[[], tuple[Tensor, ...]],
+        rule: Callable[..., Tensor],
+        *inputs: Tensor,
+    ) -> Tensor:
+        """The first result of `value()`, which runs out of this mode's sight and is recorded, with
+        the tangent `rule(results, *tangents)`, which is not.
+
+        `tangents` are those of `inputs`, None for constants; without any the rule isn't asked. It
+        may not write to them.
+        """
+        raise NotImplementedError
+
+
+@_constant
+def tangent_mode() -> TangentMode | None:
+    """The mode that wants a tangent beside each value, where it is the first to see what runs."""
+    mode = _get_current_dispatch_mode()
+    return mode if isinstance(mode, TangentMode) else None
+
+
 @_constant
 def is_nested() -> bool:
     """Whether more than one transform of torch.func is at work."""
@@ -117,6 +143,29 @@ def join(value: Tensor, tangent: Tensor) -> Tensor:
     """The dual tensor of a value and its tangent."""
     dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
     return dual
+
+
+def product(x: Tensor, y: Tensor, dx: Tensor | None, dy: Tensor | None) -> Tensor | None:
+    """The tangent of `x * y`, a new tensor."""
+    if dx is None or dy is None:
+        return dx * y if dx is not None else None if dy is None else x * dy
+    first = dx * y
+    fits = _takes(first, x) and _takes(first, dy)
+    return first.addcmul_(x, dy) if fits else first + x * dy
+
+
+def total(found: Tensor | None, other: Tensor | None) -> Tensor:
+    """The sum of two tangents, of which one is there; the first is written to."""
+    if found is None or other is None:
+        one = other if found is None else found
+        assert one is not None
+        return one
+    return found.add_(other) if _takes(found, other) else found + other
+
+
+def _takes(x: Tensor, y: Tensor) -> bool:
+    """Whether `y` can be added in place, both having as many dimensions."""
+    return x.dtype == y.dtype and all(a >= b for a, b in zip(x.shape, y.shape, strict=True))
 
 
 def is_dual(x: Tensor) -> bool:

@@ -13,8 +13,15 @@ from flowdsl.diagnostics import fail
 from flowdsl.runtime.contract import NULL_LABEL
 from flowdsl.runtime.nets.attention import attention
 from flowdsl.runtime.nets.config import NetworkConfig, Norm
-from flowdsl.runtime.nets.duals import innermost_transform, join, split
-from flowdsl.runtime.nets.norms import normalised
+from flowdsl.runtime.nets.duals import (
+    innermost_transform,
+    join,
+    product,
+    split,
+    tangent_mode,
+    total,
+)
+from flowdsl.runtime.nets.norms import normalised, tangent_of_norm
 
 #: Angular frequencies of the time features, geometrically spaced between these, and their number.
 #: Higher ones fit a velocity sooner, but their derivatives spoil a map: on digits, four hundred
@@ -36,12 +43,23 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if innermost_transform() != "jvp":
-            return functional.linear(input, self.weight, self.bias)
+            return self._beside(input)
         (value, *_), (tangent, *others) = split(input, self.weight, self.bias)
         if tangent is None or any(t is not None for t in others):
             return functional.linear(input, self.weight, self.bias)
         output = functional.linear(value, self.weight, self.bias)
         return join(output, functional.linear(tangent, self.weight).to(output.dtype))
+
+    def _beside(self, input: Tensor) -> Tensor:
+        mode = tangent_mode()
+        weight, bias = self.weight, self.bias
+        if mode is None or not isinstance(weight, nn.Parameter):
+            return functional.linear(input, weight, bias)
+        return mode.paired(
+            lambda: (functional.linear(input, weight, bias),),
+            lambda _, tangent: functional.linear(tangent, weight),
+            input,
+        )
 
 
 def time_features(time: Tensor, count: int = FEATURES) -> Tensor:
@@ -180,12 +198,41 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
         vectors: Tensor = self.modulation(condition)
         shift, scale, gate, shift2, scale2, gate2 = vectors.unbind(-2)
-        tokens = tokens + gate * self.attention(modulated(tokens, shift, scale, self.norm))
+        mixed = self.attention(modulated(tokens, shift, scale, self.norm))
+        tokens = _added(tokens, gate, mixed)
         hidden = self.inner(modulated(tokens, shift2, scale2, self.norm))
-        output: Tensor = gate2 * self.outer(functional.gelu(hidden, approximate="tanh"))
-        return tokens + output
+        return _added(tokens, gate2, self.outer(functional.gelu(hidden, approximate="tanh")))
 
 
 def modulated(tokens: Tensor, shift: Tensor, scale: Tensor, norm: Norm) -> Tensor:
     """Normalised tokens `(batch, tokens, width)`, scaled and shifted row by row."""
-    return normalised(tokens, norm) * (1 + scale) + shift
+
+    def value() -> tuple[Tensor, Tensor, Tensor]:
+        normal, factor = normalised(tokens, norm), 1 + scale
+        return normal * factor + shift, normal, factor
+
+    def tangent(
+        values: tuple[Tensor, ...], dx: Tensor | None, dshift: Tensor | None, dscale: Tensor | None
+    ) -> Tensor:
+        _, normal, factor = values
+        moved = None if dx is None else tangent_of_norm(tokens, normal, dx, norm)
+        found = product(normal, factor, moved, dscale)
+        return total(found, dshift)
+
+    mode = tangent_mode()
+    return value()[0] if mode is None else mode.paired(value, tangent, tokens, shift, scale)
+
+
+def _added(tokens: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """`tokens + gate * branch`."""
+
+    def value() -> tuple[Tensor]:
+        return (tokens + gate * branch,)
+
+    def tangent(
+        _: tuple[Tensor], dx: Tensor | None, dgate: Tensor | None, dbranch: Tensor | None
+    ) -> Tensor:
+        return total(product(gate, branch, dgate, dbranch), dx)
+
+    mode = tangent_mode()
+    return value()[0] if mode is None else mode.paired(value, tangent, tokens, gate, branch)

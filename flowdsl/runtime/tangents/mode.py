@@ -9,22 +9,22 @@ are those of the pass without it, bit by bit.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _pop_mode_temporarily
 from torch.utils._pytree import tree_iter
 
-from flowdsl.runtime.nets.duals import is_still
+from flowdsl.runtime.nets.duals import TangentMode, is_still
 from flowdsl.runtime.tangents.generic import check, derive
 from flowdsl.runtime.tangents.inplace import FORGETFUL, functional, kind_of
 from flowdsl.runtime.tangents.ledger import Ledger, NotShared
 from flowdsl.runtime.tangents.reach import unreachable
 from flowdsl.runtime.tangents.rules import RULES
-from flowdsl.runtime.tangents.rules.registry import Tangent
+from flowdsl.runtime.tangents.rules.registry import Tangent, fit
 
 _aten = torch.ops.aten
 
@@ -42,7 +42,7 @@ _EMPTY = frozenset(
 )
 
 
-class Beside(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Beside(TangentMode):
     """Computes tangents beside the operations that run inside it; `ledger` holds them.
 
     Raises NotShared out of the operation that it has no derivative for, and keeps it in `refusal`:
@@ -74,6 +74,28 @@ class Beside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except NotShared as refusal:
             self.refusal = refusal
             raise
+
+    def paired(
+        self,
+        value: Callable[[], tuple[Tensor, ...]],
+        rule: Callable[..., Tensor],
+        *inputs: Tensor,
+    ) -> Tensor:
+        with _pop_mode_temporarily():
+            results = value()
+            if is_still():
+                return results[0]
+            try:
+                tangents = [self.ledger.find(x) for x in inputs]
+                if all(t is None for t in tangents):
+                    return results[0]
+                self._check_aliases(inputs)
+            except NotShared as refusal:
+                self.refusal = refusal
+                raise
+            with torch.no_grad():
+                self.ledger.note(results[0], fit(rule(results, *tangents), results[0]))
+        return results[0]
 
     def _run(self, func: OpOverload, args: _Args, kwargs: _Named) -> Any:
         entry = RULES.get(func)

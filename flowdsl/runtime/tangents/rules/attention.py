@@ -8,6 +8,7 @@ matrices of token × token stay small.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from flowdsl.runtime.tangents.rules.registry import Tangent, filled, rule
 
 aten = torch.ops.aten
 
-#: Numbers in a matrix of token × token that is held at a time: a cache on a CPU, little on a GPU.
-_BUDGET = {"cpu": 1 << 17}
+#: Numbers in matrices of token × token that are held at a time: a cache on a CPU, little on a GPU.
+_BUDGET = 1 << 17
 _BUDGET_ELSEWHERE = 1 << 26
 
 
@@ -29,7 +30,7 @@ class _Attention(NamedTuple):
     value: Tensor
     bias: Tensor | None
     causal: bool
-    scale: float | None
+    scale: float
     sums: Tensor | None  # log of the row sums of exp(S)
 
 
@@ -39,7 +40,7 @@ def _flash_cpu(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
     _without_dropout(dropout)
     bias = kwargs.get("attn_mask")
     plain = bias is None and not causal
-    given = _Attention(q, k, v, bias, causal, kwargs.get("scale"), out[1] if plain else None)
+    given = _Attention(q, k, v, bias, causal, _scale(q, kwargs), out[1] if plain else None)
     return _tangent(given, out[0], *ts), None
 
 
@@ -47,7 +48,7 @@ def _flash_cpu(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
 def _flash(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
     q, k, v, dropout, causal = filled(args, None, None, None, 0.0, False)[:5]
     _without_dropout(dropout)
-    given = _Attention(q, k, v, None, causal, kwargs.get("scale"), None)
+    given = _Attention(q, k, v, None, causal, _scale(q, kwargs), None)
     return _tangent(given, out[0], *ts), *[None] * 8
 
 
@@ -55,7 +56,7 @@ def _flash(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
 def _efficient(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
     q, k, v, bias, _, dropout, causal = filled(args, *[None] * 5, 0.0, False)[:7]
     _without_dropout(dropout)
-    given = _Attention(q, k, v, bias, causal, kwargs.get("scale"), None)
+    given = _Attention(q, k, v, bias, causal, _scale(q, kwargs), None)
     return _tangent(given, out[0], *_without_bias(ts)), *[None] * 3
 
 
@@ -63,8 +64,13 @@ def _efficient(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
 def _cudnn(args: Any, kwargs: Any, out: Any, *ts: Tensor | None) -> Tangent:
     q, k, v, bias, _, dropout, causal = filled(args, *[None] * 5, 0.0, False)[:7]
     _without_dropout(dropout)
-    given = _Attention(q, k, v, bias, causal, kwargs.get("scale"), None)
+    given = _Attention(q, k, v, bias, causal, _scale(q, kwargs), None)
     return _tangent(given, out[0], *_without_bias(ts)), *[None] * 8
+
+
+def _scale(query: Tensor, kwargs: Any) -> float:
+    scale = kwargs.get("scale")
+    return query.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
 def _without_dropout(probability: float) -> None:
@@ -83,72 +89,80 @@ def _without_bias(ts: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 def _tangent(
     given: _Attention, out: Tensor, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None
 ) -> Tensor:
-    q, k, v = given.query, given.key, given.value
-    budget = _BUDGET.get(q.device.type, _BUDGET_ELSEWHERE)
-    rows = max(1, budget // (q.shape[1] * q.shape[2] * k.shape[2]))
-    if rows >= len(q):
-        return _piece(given, out, dq, dk, dv)
-    found = torch.empty_like(out)
-    for first in range(0, len(q), rows):
-        piece = slice(first, first + rows)
-        part = given._replace(
-            query=q[piece],
-            key=k[piece],
-            value=v[piece],
-            bias=_rows(given.bias, piece, len(q)),
-            sums=None if given.sums is None else given.sums[piece],
+    q, heads = given.query, given.query.shape[1]
+    key, value = _repeated(given.key, heads), _repeated(given.value, heads)
+    moved = [None if t is None else _repeated(t, heads) for t in (dq, dk, dv)]
+    bias = given.bias
+    if bias is not None:
+        bias = bias.expand(*q.shape[:3], key.shape[2])
+    found = torch.empty_like(out)  # laid out as the value is, which the network reshapes next
+    for part in _parts(q, key, q.device.type):
+        optional = (bias, given.sums, *moved)
+        bias_, sums, *ts = (None if x is None else _matrices(x, part) for x in optional)
+        piece = given._replace(
+            query=_matrices(q, part),
+            key=_matrices(key, part),
+            value=_matrices(value, part),
+            bias=bias_,
+            sums=sums,
         )
-        ts = (None if t is None else t[piece] for t in (dq, dk, dv))
-        found[piece] = _piece(part, out[piece], *ts)
+        found[part] = _piece(piece, *ts).view_as(found[part])
     return found
 
 
-def _rows(bias: Tensor | None, piece: slice, count: int) -> Tensor | None:
-    varies = bias is not None and bias.ndim == 4 and len(bias) == count
-    return bias[piece] if varies and bias is not None else bias
+def _parts(query: Tensor, key: Tensor, device: str) -> Iterator[tuple[slice, int | slice]]:
+    """Some rows of the batch at a time. On a CPU head by head: the entries of one head are a batch
+    of matrices where they lie, so that no product needs a copy of them.
+    """
+    rows, heads, tokens, _ = query.shape
+    size = tokens * key.shape[2]
+    if device == "cpu":
+        step, chosen = max(1, _BUDGET // size), list[int | slice](range(heads))
+    else:
+        step, chosen = max(1, _BUDGET_ELSEWHERE // (heads * size)), [slice(None)]
+    for first in range(0, rows, step):
+        yield from ((slice(first, first + step), head) for head in chosen)
 
 
-def _piece(
-    given: _Attention, out: Tensor, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None
-) -> Tensor:
-    scale = given.query.shape[-1] ** -0.5 if given.scale is None else given.scale
-    heads = given.query.shape[1]
-    q = _flat(given.query, heads)
-    keys, v = _flat(given.key, heads).transpose(1, 2), _flat(given.value, heads)
-    p = _weights(given, q, keys, scale)
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    """With an entry for each head of the query, where several share one of the key."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _matrices(x: Tensor, part: tuple[slice, int | slice]) -> Tensor:
+    """These rows and heads of a tensor, as one batch of matrices, or of vectors."""
+    some = x[part]
+    return some.flatten(0, 1) if some.ndim == x.ndim else some
+
+
+def _piece(given: _Attention, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None) -> Tensor:
+    """The tangent for batches of matrices `(rows, tokens, features)`."""
+    q, keys, v, scale = given.query, given.key.transpose(1, 2), given.value, given.scale
+    p = _weights(given, q, keys)
     low = p.to(v.dtype)
-    found = None if dv is None else torch.bmm(low, _flat(dv, heads))
-    slope = None if dq is None else torch.bmm(_flat(dq, heads), keys)
+    found = None if dv is None else torch.bmm(low, dv)
+    slope = None if dq is None else torch.bmm(dq, keys)
     if dk is not None:
-        moved = _flat(dk, heads).transpose(1, 2)
+        moved = dk.transpose(1, 2)
         slope = torch.bmm(q, moved) if slope is None else slope.baddbmm_(q, moved)
     if slope is not None:
         dp = aten._softmax_backward_data(slope.to(p.dtype), p, -1, p.dtype).to(v.dtype)
         product = torch.bmm(dp, v) if found is None else found.baddbmm_(dp, v, alpha=scale)
         found = product.mul_(scale) if found is None else product
     assert found is not None
-    return found.view(*given.query.shape[:-1], -1)
+    return found
 
 
-def _weights(given: _Attention, q: Tensor, keys: Tensor, scale: float) -> Tensor:
+def _weights(given: _Attention, q: Tensor, keys: Tensor) -> Tensor:
     """P, in float32 at least."""
     wide = torch.promote_types(q.dtype, torch.float32)
     if given.sums is not None and q.dtype == wide:
-        sums = given.sums.reshape(-1, q.shape[1], 1).to(wide)
-        return torch.baddbmm(sums, q, keys, beta=-1, alpha=scale).exp_()
-    scores = torch.bmm(q, keys).to(wide).mul_(scale)
+        sums = given.sums.to(wide)[..., None]
+        return torch.baddbmm(sums, q, keys, beta=-1, alpha=given.scale).exp_()
+    scores = torch.bmm(q, keys).to(wide).mul_(given.scale)
     if given.causal:
         later = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(1)
         scores.masked_fill_(later, -torch.inf)
     if given.bias is not None:
-        shape = (*given.query.shape[:3], given.key.shape[2])
-        scores.add_(given.bias.expand(shape).reshape(scores.shape))
-        return aten._safe_softmax(scores, -1)  # type: ignore[no-any-return]
+        return aten._safe_softmax(scores.add_(given.bias), -1)  # type: ignore[no-any-return]
     return torch.softmax(scores, -1)
-
-
-def _flat(x: Tensor, heads: int) -> Tensor:
-    """`(batch, heads, tokens, features)` as a batch of matrices, shared heads repeated."""
-    if x.shape[1] != heads:
-        x = x.repeat_interleave(heads // x.shape[1], dim=1)
-    return x.reshape(-1, *x.shape[2:])
