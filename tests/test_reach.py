@@ -45,6 +45,25 @@ WRONG = [
     ("flow_matching", "(1 - t) * data", "(2 - t) * data", "boundary", "z(0) is 2 * data"),
     ("meanflow", "+ t * noise", "+ noise", "boundary", "nowhere equal to the data"),
     ("meanflow", "(1 - t) * data", "data", "boundary", "still 1 * data + 1 * noise"),
+    # a label is shown at some times only
+    ("meanflow", "label = null on dropped", "label = null on dropped or t > 0.5", "anchored",
+     "no row trains the map from times about 0.9"),
+    ("tvm", "label = null on dropped", "label = null on dropped or q > 0.5", "anchored",
+     "nothing ties the velocity to the data at times about 0.9"),
+    # weights that are zero, or negative, on some rows, at some time, or for some draws
+    ("flow_matching", "loss          mse", "loss max(0, t - 2) * mse", "gradient",
+     "does not depend on the error"),
+    ("flow_matching", "loss          mse", "loss max(0, t - 0.5) * mse", "anchored", "about 0.4"),
+    ("flow_matching", "loss          mse", "loss (t - 0.5) * mse", "gradient",
+     "the weight of the error is negative at t = "),
+    ("flow_matching", "loss          mse", "loss (progress - 0.5) * mse", "gradient",
+     "the weight of the error is negative at progress = 0.07"),
+    ("tvm", "mse / w^2", "(s - t) * mse", "gradient", "the weight of the error is negative at "),
+    ("flow_matching", "loss          mse", "loss mse + max(0, t - 0.5) * mse^2", "unbiased",
+     "the weight grows with the sample's own error"),
+    # gradients that cancel
+    ("flow_matching", "match v(z, t) to", "match stop(v(z, t)) + v(z, t) - v(z, t) to", "gradient",
+     "the gradients that flow cancel"),
     # weights that know more of the sample than the network's state
     ("flow_matching", "loss          mse", "loss norm(velocity) * mse", "unbiased",
      "the weight norm(velocity) and the residual"),
@@ -97,6 +116,8 @@ RIGHT = [
     ("flow_matching", "(1 - t) * data + t * noise", "t * data + (1 - t) * noise"),
     ("flow_matching", "(1 - t) * data + t * noise", "(1 - t) * data + (0.001 + t) * noise"),
     ("flow_matching", "loss          mse", "loss mse / (1 + norm(z))"),
+    ("flow_matching", "loss          mse", "loss t * (1 - t) * (1 - progress) * mse"),
+    ("flow_matching", "match v(z, t) to", "match 2 * v(z, t) - stop(v(z, t)) to"),
     ("flow_matching", "loss          mse", "loss mse + norm(velocity)"),  # no weight of the error
     # guidance whose weights add up at the values of the constants only
     ("meanflow", "(1 - omega - kappa)", "(omega - 1 - kappa)"),

@@ -3,6 +3,7 @@ elimination)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -89,6 +90,39 @@ def _without(system: set[Bound], name: str) -> set[Bound]:
             a, b = low.left.coefficient(name), -high.left.coefficient(name)
             rest.add(Bound(low.left.scaled(b) + high.left.scaled(a), low.strict or high.strict))
     return rest
+
+
+class Chain:
+    """Points of a system of inequalities: each variable between the ends that those chosen before
+    it leave, so that no point is thrown away."""
+
+    def __init__(self, bounds: Iterable[Bound], names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self._systems: list[set[Bound]] = []
+        system = set(bounds)
+        for name in reversed(self.names):
+            self._systems.append({b for b in system if b.left.coefficient(name)})
+            system = _without(system, name) if len(system) <= LIMIT else set()
+        self._systems.reverse()
+
+    def point(self, shares: Iterable[float]) -> dict[str, float]:
+        """The values of the variables at these shares (between 0 and 1) of their intervals; where
+        there is no end, as much as 2 away from the other end or from 0."""
+        values: dict[str, float] = {}
+        for name, system, share in zip(self.names, self._systems, shares, strict=True):
+            low, high = -math.inf, math.inf
+            for bound in system:
+                slope = float(bound.left.coefficient(name))
+                known = float(bound.left.constant) + sum(
+                    float(c) * values[n] for n, c in bound.left.terms if n != name
+                )
+                edge = -known / slope
+                low, high = (max(low, edge), high) if slope > 0 else (low, min(high, edge))
+            if math.isinf(low):
+                low = -2.0 if math.isinf(high) else high - 2.0
+            high = min(high, low + 2.0) if math.isinf(high) else high
+            values[name] = low + share * (high - low)
+        return values
 
 
 def implies(bounds: Iterable[Bound], claim: Bound) -> bool:

@@ -51,6 +51,8 @@ def _decide(objective: Objective, analysis: Analysis) -> list[Verdict]:
         if found.tied and not found.loose:
             verdicts += candidates(objective, analysis, found)
         verdicts += _unreached(objective, analysis, found)
+    if not verdicts:
+        verdicts = [_unread("no term that states an identity counts at the end of training")]
     return verdicts + _never_labelled(objective, analysis)
 
 

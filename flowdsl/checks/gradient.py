@@ -12,16 +12,14 @@ from flowdsl.checks.direction import repels
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.signs import wrong_sign
 from flowdsl.spec.core import Apply, Evaluate, Expr, Level, Stop, children, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term
 from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import live_calls
-from flowdsl.truth.setting import ENTRIES, ERROR
 
 NAME = "gradient"
-#: Errors of a sample at which the sign of its weight is looked at.
-ERRORS = (3e-6, 3e-4, 3e-2, 3.0, 3e2, 3e4)
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
@@ -32,6 +30,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         found += _second_order(objective, term) + _weights(analysis, term)
         found += _silent(objective, term) + _clips(objective, term) + _empty(analysis, term)
         found += _never(analysis, term) + _away(analysis, term)
+        found += _still(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
                              seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
@@ -145,48 +144,18 @@ def _weights(analysis: Analysis, term: Term) -> list[Verdict]:
     """A weight that is zero on some rows trains nothing there, a negative one the opposite."""
     if term.target is None:
         return []
-    try:
-        signs = {_sign(analysis, case) for case in analysis.cases(term)}
-    except Undecided:
-        return []
-    if 0 in signs:
-        message = "the loss does not depend on the error: no gradient"
-    elif -1 in signs:
-        message = "the weight of the error is negative: it would grow"
-    elif None in signs:
-        message = "the weight of the error changes its sign: at some errors it would grow"
-    else:
-        return []
-    diagnostic = Diagnostic(NAME, message, term.loss_span or term.span)
-    return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
-
-
-def _sign(analysis: Analysis, case: Case) -> int | None:
-    """The sign of a row's weight at values of everything in it; None when it changes with the
-    error, 1 when that is not known."""
-    slope, scalars = analysis.weight(case).slope, analysis.loss_scalars
-    if not slope:
-        return 0
-    constants = analysis.objective.constants
-    named = {scalars.index(n): float(v) for n, v in constants.items() if scalars.has(n)}
-    found: set[int | None] = set()
-    for k in range(5):
-        values = {
-            i: 0.1 + 0.8 * ((k * 37 + i * 61) % 100) / 100 for i in range(len(scalars.field.gens))
-        }
-        signs = set()
-        for error in ERRORS:
-            at = {**values, **named, scalars.index(ERROR): error, scalars.index(ENTRIES): 64.0}
-            try:
-                signs.add(scalars.numeric(slope, at) > 0)
-            except (ArithmeticError, ValueError):
-                continue
-        if not signs:
-            return 1
-        found.add((1 if signs == {True} else -1) if len(signs) == 1 else None)
-    if None in found:
-        return None
-    return found.pop() if len(found) == 1 else 1
+    found: dict[str, list[Case]] = {}
+    with suppress(Undecided):
+        for case in analysis.cases(term):
+            with suppress(Undecided):
+                found.setdefault(wrong_sign(analysis, case), []).append(case)
+    found.pop("", None)
+    return [
+        Verdict(NAME, "refuted", message, case=rows_text(analysis, cases),
+                diagnostic=Diagnostic(NAME, message, term.loss_span or term.span,
+                                      hint="let the weight be above zero"))
+        for message, cases in found.items()
+    ]  # fmt: skip
 
 
 def _silent(objective: Objective, term: Term) -> list[Verdict]:
@@ -255,6 +224,25 @@ def _away(analysis: Analysis, term: Term) -> list[Verdict]:
     message = "descent leads away from the truth: the target moves against its own residual"
     hint = "turn the sign of what is subtracted from the network in the target"
     diagnostic = Diagnostic(NAME, message, (term.target.span or term.span), hint=hint)
+    return [Verdict(NAME, "refuted", message, case=rows_text(analysis, found),
+                    diagnostic=diagnostic)]  # fmt: skip
+
+
+def _still(analysis: Analysis, term: Term) -> list[Verdict]:
+    """Rows on which gradient flows, but cancels: F - F + stop(F)."""
+    if term.target is None or not live_calls(analysis.objective, term.loss):
+        return []
+    found: list[Case] = []
+    with suppress(Undecided):
+        for case in analysis.cases(term):
+            live = live_calls(analysis.objective, case.loss)
+            still = live and not analysis.study(case, kind="free").variation
+            if still and not is_empty(analysis, case):
+                found.append(case)
+    if not found:
+        return []
+    message = "the gradients that flow cancel: nothing is learnt"
+    diagnostic = Diagnostic(NAME, message, term.span, hint="look at what is subtracted from itself")
     return [Verdict(NAME, "refuted", message, case=rows_text(analysis, found),
                     diagnostic=diagnostic)]  # fmt: skip
 

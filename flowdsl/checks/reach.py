@@ -8,20 +8,22 @@ whether some row has given times is decided exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 
 from flowdsl.calculus.errors import Undecided
-from flowdsl.calculus.inequalities import Affine, Bound, feasible
+from flowdsl.calculus.inequalities import Affine, Bound, Chain, feasible
 from flowdsl.checks.asked import jumps
 from flowdsl.checks.gradient import is_empty
 from flowdsl.checks.times import data_is_later, domain, steps_in
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors
 from flowdsl.proof.moments import current
-from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Level, walk
+from flowdsl.proof.signs import vanishes
+from flowdsl.proof.weight import marked
+from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Level, Null, Number, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import FlowMap, LawCall, Objective, Path
 from flowdsl.truth.cases import Case
@@ -31,20 +33,34 @@ from flowdsl.truth.sample import live_calls
 PROBES = (Fraction(3, 20), Fraction(2, 5), Fraction(13, 20), Fraction(9, 10))
 
 
+#: Shares of what a row draws beside given times, where its weight is looked at.
+SHARES = (Fraction(1, 4), Fraction(1, 2), Fraction(4, 5))
+
+
 @dataclass(frozen=True)
 class Reached:
-    """Rows of one kind, and the times at which they train: none that is fixed, one or two."""
+    """Rows of one kind, and the times at which they train: none that is fixed, one or two.
+
+    `idle` says whether the rows' weight is zero at values of what they draw; `given` whether the
+    network sees there what it is given, and not another condition in its place.
+    """
 
     bounds: tuple[Bound, ...]
     times: tuple[Affine, ...]
+    idle: Callable[[dict[str, float]], bool]
+    given: bool
 
     def at(self, moments: Iterable[Fraction]) -> bool:
-        """Is there a row with these times?"""
+        """Is there a row with these times that learns?"""
         system = list(self.bounds)
         for time, moment in zip(self.times, moments, strict=True):
             ahead = time - Affine.number(moment)
             system += [Bound(ahead, False), Bound(-ahead, False)]
-        return feasible(system)
+        if not feasible(system):
+            return False
+        chain = Chain(system, sorted({n for b in system for n, _ in b.left.terms}))
+        points = (chain.point([float(share)] * len(chain.names)) for share in SHARES)
+        return not all(self.idle(point) for point in points)
 
 
 def untrained(objective: Objective, analysis: Analysis, flow_map: FlowMap) -> str:
@@ -74,6 +90,7 @@ def untied(objective: Objective, analysis: Analysis, found: Anchors) -> str:
         path = objective.paths[base.path]
     if path is None:
         return ""
+    rows = _as_given(rows)
     for (moment,) in _probes(objective, path, 1):
         if not any(row.at((moment,)) for row in rows):
             return f"nothing ties the velocity to the data at times about {float(moment):.2g}"
@@ -92,11 +109,12 @@ def _missed(analysis: Analysis, flow_map: FlowMap, at_end: bool) -> str:
     objective = analysis.objective
     path = objective.paths[flow_map.path]
     ends = [isinstance(end, Formal) for end in (flow_map.start, flow_map.end)]
-    rows = list(_trained(analysis, flow_map, at_end, ends))
-    if (not rows and not at_end) or None in rows:
+    found = list(_trained(analysis, flow_map, at_end, ends))
+    rows = _as_given([row for row in found if row is not None])
+    if (not rows and not at_end) or None in found:
         return ""
     for moments in _probes(objective, path, sum(ends)):
-        if not any(row is not None and row.at(moments) for row in rows):
+        if not any(row.at(moments) for row in rows):
             told = iter(f"{float(m):.2g}" for m in moments)
             named = zip(("from", "to"), ends, strict=True)
             return " ".join(f"{word} times about {next(told)}" for word, free in named if free)
@@ -134,7 +152,29 @@ def _reached(
     if any(f is None for f in forms) or any(_discrete(analysis.objective, t) for t in times):
         return None
     row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
-    return Reached(tuple(analysis.domain.bounds(row)), tuple(f for f in forms if f is not None))
+    return Reached(
+        tuple(analysis.domain.bounds(row)),
+        tuple(f for f in forms if f is not None),
+        _idle(analysis, case),
+        not any(_replaced(c) for n in live_calls(analysis.objective, case.loss)
+                for _, c in n.conditions),
+    )  # fmt: skip
+
+
+def _idle(analysis: Analysis, case: Case) -> Callable[[dict[str, float]], bool]:
+    if not any(isinstance(n, Draw) for n in walk(marked(case))):
+        return lambda point: False  # the same weight everywhere: `gradient` looks at it
+    return lambda point: vanishes(analysis, case, point)
+
+
+def _replaced(condition: Expr) -> bool:
+    """Does a network see another condition than the one that is given?"""
+    return any(isinstance(n, Null | Number) for n in walk(condition))
+
+
+def _as_given(rows: list[Reached]) -> list[Reached]:
+    """The rows whose conditions are those that a sampler will give; all, where there is none."""
+    return [row for row in rows if row.given] or rows
 
 
 def _discrete(objective: Objective, expr: Expr) -> bool:

@@ -20,7 +20,7 @@ from flowdsl.calculus.interpret import Conditions, Reader
 from flowdsl.calculus.rename import renamed
 from flowdsl.calculus.state import Atom, Field, MapAtom, State, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
-from flowdsl.proof.moments import silent
+from flowdsl.proof.signs import silent
 from flowdsl.proof.small import small_quantities, times_of
 from flowdsl.spec.core import Expr, walk
 from flowdsl.truth.cases import Case

@@ -11,7 +11,7 @@ from flowdsl.calculus.field import Element
 from flowdsl.calculus.state import State
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.judge import judge, settled
-from flowdsl.proof.weight import weight_at
+from flowdsl.proof.signs import silent
 from flowdsl.spec.core import Expr, Level, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.truth.cases import Case
@@ -44,14 +44,6 @@ def current(analysis: Analysis, case: Case, progress: float) -> bool:
         )
     except Undecided:
         return True
-
-
-def silent(analysis: Analysis, case: Case, progress: float) -> bool:
-    """Is a row's weight zero at this share of training?"""
-    try:
-        return weight_at(analysis, case, progress) == 0.0
-    except Undecided:
-        return False
 
 
 def outcome_at(analysis: Analysis, case: Case, progress: float) -> Outcome:

@@ -14,6 +14,7 @@ from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Context, NoNetwork, Reader
 from flowdsl.calculus.numbers import evaluate
 from flowdsl.calculus.state import Calculus
+from flowdsl.proof.points import points
 from flowdsl.spec.core import (
     Apply,
     Evaluate,
@@ -112,44 +113,59 @@ _COUNT = 64.0  #: entries of a sample
 
 
 def course(setting: Setting, case: Case) -> Course:
-    """How the weight changes with the row's own error, found by differences over six decades."""
+    """How the weight changes with the row's own error, found by differences over six decades, at
+    several values of what the row draws."""
     try:
-        expr = _numbers_only(marked(case))
-        slopes = [_slope(setting, expr, error) for error in _ERRORS]
+        slope = Slope.of(setting, case)
+        found = {_course_at(slope, point) for point in points(setting, case, slope.expr, 8)}
     except Undecided:
         return "unknown"
+    order: tuple[Course, ...] = ("growing", "falling", "constant")
+    return next(way for way in order if way in found)
+
+
+def _course_at(slope: Slope, draws: Mapping[str, float]) -> Course:
+    slopes = [slope.at(error, draws) for error in _ERRORS]
     steps = [(b - a) / (abs(a) + abs(b) + 1e-300) for a, b in pairwise(slopes)]
     if all(abs(step) < 1e-3 for step in steps):
         return "constant"
     return "falling" if all(step < 1e-3 for step in steps) else "growing"
 
 
-def _numbers_only(expr: Expr) -> Expr:
-    """Sizes of the sample and networks count as some number."""
+def _numbers_only(expr: Expr, learned: float = 0.5) -> Expr:
+    """Sizes of the sample count as some number, and so do networks and inner products, which may
+    have either sign."""
     if isinstance(expr, Evaluate):
-        return number(0.5)
+        return number(learned)
     if isinstance(expr, Apply) and OPERATIONS[expr.op].shape in ("reduction", "batch"):
-        return number(0.7)
-    return rebuild(expr, _numbers_only)
+        return number(learned if expr.op == "dot" else 0.7)
+    return rebuild(expr, lambda child: _numbers_only(child, learned))
 
 
-def weight_at(setting: Setting, case: Case, progress: float) -> float:
-    """A row's weight at a share of training, where its error is 1. Raises `Undecided`."""
-    return _slope(setting, _numbers_only(marked(case)), 1.0, progress)
+@dataclass(frozen=True)
+class Slope:
+    """A row's weight in numbers, where networks return `learned`."""
 
+    setting: Setting
+    expr: Expr
 
-def _slope(setting: Setting, expr: Expr, error: float, progress: float = 0.5) -> float:
-    constants = {name: float(v) for name, v in setting.objective.constants.items()}
-    draws = dict.fromkeys(setting.objective.draws, 0.4)
-    moment = {"progress": progress, "step": progress * STEPS, "steps": STEPS}
-    fixed = {"stop error": error, "stop mse": error / _COUNT}
+    @staticmethod
+    def of(setting: Setting, case: Case, learned: float = 0.5) -> Slope:
+        """Raises `Undecided` for a term that is minimised."""
+        return Slope(setting, _numbers_only(marked(case), learned))
 
-    def at(e: float) -> float:
-        return evaluate(
-            expr, {**draws, **constants, **moment, **fixed, "error": e, "mse": e / _COUNT}
-        )
+    def at(self, error: float, draws: Mapping[str, float], progress: float = 0.5) -> float:
+        """The weight at an error, at values of what the row draws. Raises `Undecided` where it has
+        no value."""
+        constants = {name: float(v) for name, v in self.setting.objective.constants.items()}
+        moment = {"progress": progress, "step": progress * STEPS, "steps": STEPS}
+        values = {**dict.fromkeys(self.setting.objective.draws, 0.4), **draws, **constants}
+        values |= {**moment, "stop error": error, "stop mse": error / _COUNT}
 
-    return (at(error * (1 + _STEP)) - at(error * (1 - _STEP))) / (2 * _STEP * error)
+        def loss(e: float) -> float:
+            return evaluate(self.expr, {**values, "error": e, "mse": e / _COUNT})
+
+        return (loss(error * (1 + _STEP)) - loss(error * (1 - _STEP))) / (2 * _STEP * error)
 
 
 # gradient through the weight itself
