@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError
-from flowdsl.runtime.sampling import SampleOptions, sample
+from flowdsl.runtime.samplers import SampleOptions
+from flowdsl.runtime.sampling import sample
 
 STD, REAL = 0.5, torch.float64
 

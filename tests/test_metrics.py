@@ -25,7 +25,7 @@ from flowdsl.runtime.metrics.frechet import frechet_distance
 from flowdsl.runtime.metrics.precision_recall import covered
 from flowdsl.runtime.metrics.sliced_wasserstein import sliced_wasserstein
 from flowdsl.runtime.randomness import generator
-from flowdsl.runtime.sampling import SampleOptions
+from flowdsl.runtime.samplers import SampleOptions
 from flowdsl.runtime.truth import exact_flow
 
 RAW = Features("points", "", None, None)  # states are their own features

@@ -21,7 +21,8 @@ from flowdsl.exact.mixture import GaussianMixture
 from flowdsl.runtime.data import load_dataset, mixture
 from flowdsl.runtime.evaluation import EvaluationOptions, evaluate
 from flowdsl.runtime.features import Features
-from flowdsl.runtime.sampling import SampleOptions, possible_steps, sample
+from flowdsl.runtime.samplers import SampleOptions
+from flowdsl.runtime.sampling import possible_steps, sample
 from flowdsl.runtime.truth import exact_flow
 
 STD = 0.5

@@ -21,7 +21,8 @@ from flowdsl.runtime.dataset import DataCard, Pixels
 from flowdsl.runtime.grid import GAP, TILE, Block, picture, save_picture
 from flowdsl.runtime.pictures import data_block, layout, sample_blocks, sample_picture
 from flowdsl.runtime.randomness import derive_seed, generator
-from flowdsl.runtime.sampling import SampleOptions, check_sampler, sample, time_grid
+from flowdsl.runtime.samplers import SampleOptions
+from flowdsl.runtime.sampling import check_sampler, sample, time_grid
 
 STD = 0.3  # of the data: a centred Gaussian, whose flow on the linear path only scales
 

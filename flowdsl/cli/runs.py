@@ -20,7 +20,7 @@ from flowdsl.diagnostics import fail
 
 if TYPE_CHECKING:
     from flowdsl.runtime.loss import Loss
-    from flowdsl.runtime.sampling import Sampler
+    from flowdsl.runtime.samplers import Sampler
     from flowdsl.runtime.training.directory import SavedSpec
     from flowdsl.runtime.training.trainer import RunResult
 
@@ -168,7 +168,7 @@ def sample(
     Example: flowdsl sample runs/meanflow-digits --steps 1,2,4
     """
     from flowdsl.runtime.runs import SampleRequest, sample_run
-    from flowdsl.runtime.sampling import SampleOptions
+    from flowdsl.runtime.samplers import SampleOptions
 
     names = tuple(part.strip() for part in classes.split(",")) if classes else None
     request = SampleRequest(
@@ -206,7 +206,7 @@ def evaluate(
 
     from flowdsl.runtime.evaluation import EvaluationOptions
     from flowdsl.runtime.runs import evaluate_run
-    from flowdsl.runtime.sampling import SampleOptions
+    from flowdsl.runtime.samplers import SampleOptions
 
     options = EvaluationOptions(
         steps=None if steps is None else numbers(steps, "--steps"),

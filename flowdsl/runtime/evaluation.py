@@ -24,12 +24,8 @@ from flowdsl.runtime.metrics import Better, Evidence, ExactFlow, Metric, load_me
 from flowdsl.runtime.pictures import shows_labels
 from flowdsl.runtime.protocols import CompiledLoss, Networks, initial_state
 from flowdsl.runtime.randomness import generator
-from flowdsl.runtime.sampling import (
-    SampleOptions,
-    possible_steps,
-    resolved_sampler,
-    sample,
-)
+from flowdsl.runtime.samplers import SampleOptions
+from flowdsl.runtime.sampling import possible_steps, resolved_sampler, sample
 
 #: Most samples, and most training rows, unless asked for.
 MOST_SAMPLES, MOST_REAL = 2000, 10_000

@@ -15,7 +15,8 @@ from flowdsl.runtime.dataset import DataCard, Dataset
 from flowdsl.runtime.grid import Block, picture
 from flowdsl.runtime.protocols import CompiledLoss, Networks, takes_labels
 from flowdsl.runtime.randomness import generator
-from flowdsl.runtime.sampling import SampleOptions, sample
+from flowdsl.runtime.samplers import SampleOptions
+from flowdsl.runtime.sampling import sample
 
 ROWS, COLUMNS, POINTS = 8, 8, 1500
 MOST_CLASSES = 10

@@ -24,7 +24,8 @@ from flowdsl.runtime.loading import (
 )
 from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, shows_labels
 from flowdsl.runtime.protocols import CompiledLoss
-from flowdsl.runtime.sampling import SampleOptions, possible_steps
+from flowdsl.runtime.samplers import SampleOptions
+from flowdsl.runtime.sampling import possible_steps
 from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.directory import (
     RunDirectory,
