@@ -15,7 +15,7 @@ from flowdsl.checks.certificate import CertificateReport, Decay, Measurement, Te
 from flowdsl.spec.objective import Objective
 
 if TYPE_CHECKING:
-    from flowdsl.exact.certificate import LossLike
+    from flowdsl.exact.estimation import LossLike
 
 
 def certify(

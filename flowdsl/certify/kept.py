@@ -17,7 +17,7 @@ from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.linear import combination
 from flowdsl.certify.numbers import Numbers
 from flowdsl.certify.places import Place
-from flowdsl.exact.certificate import Posterior
+from flowdsl.exact.estimation import Posterior
 from flowdsl.spec.core import (
     Draw,
     Evaluate,

@@ -10,7 +10,8 @@ from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.setting import STEPS, Setting
 from flowdsl.checks.certificate import SHARP, Measurement
 from flowdsl.diagnostics import DiagnosticError
-from flowdsl.exact.certificate import Certificate, LossLike, Moment, Posterior, Sampling, certify
+from flowdsl.exact.certificate import Certificate, certify
+from flowdsl.exact.estimation import LossLike, Moment, Posterior, Sampling
 
 ZERO = 4.0  #: standard errors within which a mean gradient vanishes
 CLEAR = 6.0  #: standard errors beyond which it does not

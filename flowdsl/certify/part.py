@@ -13,7 +13,8 @@ from flowdsl.certify.setting import Setting
 from flowdsl.certify.strata import Stratum
 from flowdsl.checks.certificate import Decay, Measurement, Outcome
 from flowdsl.diagnostics import DiagnosticError
-from flowdsl.exact.certificate import Certificate, LossLike, Posterior
+from flowdsl.exact.certificate import Certificate
+from flowdsl.exact.estimation import LossLike, Posterior
 from flowdsl.spec.objective import Objective, Term
 
 Compile = Callable[[Objective], LossLike]

@@ -13,7 +13,7 @@ from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.linear import Combination, combination
 from flowdsl.certify.numbers import Numbers
 from flowdsl.certify.shape import parameters_of, with_parameters
-from flowdsl.exact.certificate import LossLike
+from flowdsl.exact.estimation import LossLike
 from flowdsl.spec.core import (
     Evaluate,
     Expr,

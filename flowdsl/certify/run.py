@@ -16,7 +16,7 @@ from flowdsl.certify.setting import Setting, setting
 from flowdsl.certify.strata import strata
 from flowdsl.certify.variant import Bare, as_written, bare
 from flowdsl.checks.certificate import CertificateReport, Measurement, Outcome, TermCertificate
-from flowdsl.exact.certificate import LossLike
+from flowdsl.exact.estimation import LossLike
 from flowdsl.spec.objective import Objective, Term
 
 #: What is told of a term whose kinds of rows differ: the first of these.

@@ -17,7 +17,7 @@ from flowdsl.certify.places import Place, RowKind, places, refuse_generated, row
 from flowdsl.certify.shape import MapShape
 from flowdsl.certify.solution import Solution
 from flowdsl.certify.truth import Truths
-from flowdsl.exact.certificate import LossLike
+from flowdsl.exact.estimation import LossLike
 from flowdsl.exact.field import MixtureField
 from flowdsl.exact.flow import FlowMap
 from flowdsl.exact.mixture import GaussianMixture

@@ -1,6 +1,7 @@
 """Exact probability flows in float64: Gaussian mixtures, flow maps, certificates of losses."""
 
-from flowdsl.exact.certificate import Certificate, LossLike, Moment, Posterior, Sampling, certify
+from flowdsl.exact.certificate import Certificate, certify
+from flowdsl.exact.estimation import LossLike, Moment, Posterior, Sampling
 from flowdsl.exact.field import Guidance, MixtureField
 from flowdsl.exact.flow import FlowMap, VelocityField
 from flowdsl.exact.gaussian import GaussianField
