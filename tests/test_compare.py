@@ -16,6 +16,7 @@ from flowdsl.cli import app
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.pipeline import compared, load, load_text
 from flowdsl.spec.objective import Objective
+from tests.mutations import source_of
 
 HEAD = """objective {name} "t" arXiv:1
 path z(t) = {path}
@@ -50,6 +51,8 @@ def answers(report: Report) -> dict[str, str]:
     found: dict[str, str] = {}
     for verdict in report.verdicts:
         words = re.match(r"same (\w+) as", verdict.message)
+        if verdict.status == "note":  # how rows are drawn
+            continue
         assert words is not None, verdict.message
         known = found.get(words[1])
         if known in (None, "proved"):
@@ -266,6 +269,27 @@ def test_scaled_losses_have_parallel_gradients() -> None:
     assert "positive weight" in text(found)
     turned = spec(MEANFLOW.replace("loss error", "loss -3 * error"), "other")
     assert answers(compared(spec(MEANFLOW), turned))["gradient"] == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("logit_normal(-0.4, 1.0)", "uniform(0, 1)", "`t, r ~ sorted(uniform(0, 1))`"),
+        ("share(0.75)", "share(0.5)", "`diagonal ~ share(0.5)`"),
+        ("omega = 1.0; kappa", "share = 0.75; omega = 1.0; kappa", ""),  # the same by another name
+    ],
+)
+def test_rows_that_are_drawn_otherwise_are_told(old: str, new: str, told: str) -> None:
+    source = source_of("meanflow").text
+    assert old in source
+    text = source.replace(old, new).replace("objective meanflow", "objective other")
+    if not told:
+        text = text.replace("share(0.75)", "share(share)")
+    report = compared(load("meanflow"), load_text(text))
+    assert all(v.status == "proved" for v in report.verdicts if v.status != "note")
+    notes = [v.message for v in report.verdicts if v.status == "note"]
+    assert bool(notes) == bool(told)
+    assert all("row by row only: " in note and told in note for note in notes)
 
 
 def test_the_command_answers_and_exits() -> None:

@@ -44,6 +44,13 @@ def test_a_teacher_need_not_see_the_numbers_that_its_student_sees(along: str) ->
         assert statuses(found, name) == {"proved"}, name
 
 
+def test_a_teacher_that_no_stage_trains_is_said_to_be_taken_as_exact() -> None:
+    told = "teacher is frozen and no stage trains it: it is taken to be exact"
+    assert told in [v.message for v in scaled(PLAIN).of("identity")]
+    assert not any("taken to be exact" in v.message
+                   for v in check(load("align_your_flow"), find=load).of("identity"))  # fmt: skip
+
+
 @pytest.mark.parametrize("along", [PLAIN, GUIDED])
 def test_a_wrong_sign_under_a_teacher_stays_refuted(along: str) -> None:
     assert statuses(scaled(along, sign="+"), "identity") == {"refuted"}

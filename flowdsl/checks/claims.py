@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.checks.check import Check, Example, merged
+from flowdsl.checks.drawn import other_laws
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.proof.analysis import Analysis
@@ -28,7 +30,19 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         found = _decide(analysis, claim, known)
         each = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [replace(verdict, seconds=each) for verdict in found]
-    return verdicts
+    return verdicts + _weighed(objective, analysis)
+
+
+def _weighed(objective: Objective, analysis: Analysis) -> list[Verdict]:
+    """What is the same row by row is not the same in the mean where rows are drawn otherwise."""
+    found = []
+    for name in dict.fromkeys(claim.other for claim in objective.claims):
+        with suppress(DiagnosticError):
+            differ = other_laws(objective, analysis.find(name)) if analysis.find else ""
+            if differ:
+                message = f"row by row only: {differ}"
+                found.append(Verdict(NAME, "note", message))
+    return found
 
 
 def claim_text(claim: Claim) -> str:

@@ -33,7 +33,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     if not analysis.matched:
         verdicts.append(Verdict(NAME, "not applicable", "no term matches one thing to another"))
     verdicts += minimised(objective, NAME)
-    notes = [*sorted(analysis.notes), *_unused(objective)]
+    notes = [*sorted(analysis.notes), *_unused(objective), *_assumed(objective)]
     return verdicts + [Verdict(NAME, "note", text) for text in notes]
 
 
@@ -43,6 +43,17 @@ def _unused(objective: Objective) -> list[str]:
     if objective.moving is None or any(node.directions for node in found):
         return []
     return [f"`differentiate {objective.moving.time}` is not used: no term takes a derivative"]
+
+
+def _assumed(objective: Objective) -> list[str]:
+    """A frozen network that no stage trains is what the proof takes it to be."""
+    shown = {n.network for t in objective.terms for n in walk(t.loss) if isinstance(n, Evaluate)}
+    carried = {name for stage in objective.stages for name, _ in stage.carried}
+    return [
+        f"{name} is frozen and no stage trains it: it is taken to be exact"
+        for name, network in objective.networks.items()
+        if network.frozen and name in shown and name not in carried
+    ]
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
