@@ -74,7 +74,8 @@ class Diagnostic:
 
     `code` is the name of the stage or check that speaks (`syntax`, `identity`, …). `facts` are
     aligned rows such as `("left over", "2 * (t - r) * d/dt[u(z, t, r)]")`. `fix` is the hint as
-    replacements in the text, where it was tried and found to mend what is wrong.
+    replacements in the text, where it was tried and found to mend what is wrong. `others` are
+    further places in the same mistake, each with its label.
     """
 
     code: str
@@ -85,6 +86,7 @@ class Diagnostic:
     hint: str = ""
     severity: Severity = "error"
     fix: tuple[tuple[Span, str], ...] = ()
+    others: tuple[tuple[Span, str], ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The message as plain data, for `--json` (docs/json.md)."""
@@ -95,6 +97,7 @@ class Diagnostic:
             "message": self.message,
             "place": None if self.span is None else self.span.as_dict(),
             "label": self.label,
+            "others": [{"place": s.as_dict(), "label": label} for s, label in self.others],
             "found": "" if self.span is None else self.span.text,
             "required": facts.get("derived", facts.get("expected", "")),
             "left_over": [_left_over(x) for x in facts.get("left over", "").split("\n") if x],
@@ -166,17 +169,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def render(diagnostic: Diagnostic) -> str:
     """The message as text: headline, source line with a caret, aligned facts, hint."""
     lines = [f"{diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}"]
-    span = diagnostic.span
-    if span is not None:
-        number, column = span.line, span.column
-        text = span.source.line(number)
-        shown = text.expandtabs(1)
-        width = max(1, min(span.end - span.start, len(shown) - column + 1))
-        gutter = " " * len(str(number))
-        lines.append(f"{gutter} --> {span.source.name}:{number}:{column}")
-        lines.append(f"{number} | {shown}")
-        caret = " " * (column - 1) + "^" * width
-        lines.append(f"{gutter} | {caret}{' ' + diagnostic.label if diagnostic.label else ''}")
+    shown = diagnostic.span
+    if shown is not None:
+        lines += [_arrow(shown), *_shown(shown, diagnostic.label)]
+        for span, label in diagnostic.others:
+            same = span.source.name == shown.source.name
+            if not same or span.line != shown.line:
+                lines += [_arrow(span), *_shown(span, label)]
+            else:
+                lines.append(_shown(span, label)[1])
+            shown = span
     rows = [*diagnostic.facts, *([("hint", diagnostic.hint)] if diagnostic.hint else [])]
     if rows:
         wide = max(len(name) for name, _ in rows)
@@ -185,3 +187,18 @@ def render(diagnostic: Diagnostic) -> str:
             lines.append(f"  {name.ljust(wide)}  {first}")
             lines.extend(f"  {' ' * wide}  {line}" for line in rest)
     return "\n".join(lines)
+
+
+def _arrow(span: Span) -> str:
+    gutter = " " * len(str(span.line))
+    return f"{gutter} --> {span.source.name}:{span.line}:{span.column}"
+
+
+def _shown(span: Span, label: str) -> tuple[str, str]:
+    """The line of a place, and below it the caret with its label."""
+    number, column = span.line, span.column
+    text = span.source.line(number).expandtabs(1)
+    width = max(1, min(span.end - span.start, len(text) - column + 1))
+    caret = " " * (column - 1) + "^" * width
+    gutter = " " * len(str(number))
+    return f"{number} | {text}", f"{gutter} | {caret}{' ' + label if label else ''}"

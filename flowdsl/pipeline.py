@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from flowdsl.checks.certificate import CertificateReport
     from flowdsl.passes.options import Options
     from flowdsl.passes.program import Program
+    from flowdsl.repair import Search
     from flowdsl.runtime.loss import Loss
 
 DerivativeRule = Literal["exact", "finite_difference"]
@@ -152,7 +153,12 @@ def checked(
     """Typed objective -> report. The limit is in seconds, for each check."""
     from flowdsl.checks import check
 
-    report = check(objective, only=only, time_limit=time_limit, find=load)
+    here = Path(objective.source.name).parent
+
+    def find(name: str) -> Objective:
+        return typed(parse(find_source(name, here if here.is_dir() else None)))
+
+    report = check(objective, only=only, time_limit=time_limit, find=find)
     if objective.extends is None:
         return report
     return report.told(partial(inherited, source=objective.source, line=objective.line))
@@ -160,16 +166,31 @@ def checked(
 
 def explained(report: Report, tree: Tree, *, seconds: float = 1.0) -> Report:
     """The report, its failures with hints that were tried and proved; in so much processor time."""
-    from flowdsl.repair import Search, explained
+    from flowdsl.repair import explained
+
+    objective = typed(tree)
+    found = explained(report, _search(tree, objective, merged(tree), seconds))
+    return found.told(partial(inherited, source=objective.source, line=objective.line))
+
+
+def _search(tree: Tree, objective: Objective, whole: Tree, seconds: float) -> Search:
+    """What the search for hints needs to know; an edit may be one of the spec, or of a text that it
+    inherits."""
+    from flowdsl.repair import Search
 
     def revise(source: Source) -> Objective:
         if source.name == tree.source.name:
             return typed(parse(source))
         return typed(tree, source)
 
-    objective = typed(tree)
-    found = explained(report, Search(objective, merged(tree), revise, parse_rule, seconds))
-    return found.told(partial(inherited, source=objective.source, line=objective.line))
+    def again(source: Source, only: tuple[str, ...] | None = None) -> tuple[Report, Search]:
+        own = source.name == tree.source.name
+        new = parse(source) if own else tree
+        revised = revise(source)
+        whole = merged(new, None if own else source)
+        return checked(revised, only=only), _search(new, revised, whole, seconds)
+
+    return Search(objective, whole, revise, again, parse_rule, seconds)
 
 
 def certified(objective: Objective) -> CertificateReport:

@@ -40,7 +40,7 @@ def find_source(spec: str, beside: Path | None = None) -> Source:
         "file",
         f"there is no objective `{spec}`",
         hint=did_you_mean(spec, shipped_names())
-        or f"give a path to a .flow file, or a shipped name: {', '.join(shipped_names())}",
+        or "give a path to a .flow file, or a shipped name: `flowdsl list` shows them",
     )
 
 

@@ -57,6 +57,7 @@ LEFT = {"text": str, "number": (float, type(None)), "example": str, "rows": str}
 MESSAGE = {
     "severity": str, "code": str, "message": str, "place": (PLACE, None), "label": str,
     "found": str, "required": str, "left_over": [LEFT], "facts": dict, "hint": str,
+    "others": [{"place": PLACE, "label": str}],
     "fix": [{"place": PLACE, "text": str}],
 }  # fmt: skip
 VERDICT = {

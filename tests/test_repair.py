@@ -10,8 +10,8 @@ import pytest
 from flowdsl import pipeline, sources
 from flowdsl.checks import Report
 from flowdsl.diagnostics import Diagnostic, DiagnosticError, render
-from flowdsl.repair.align import differences, together
-from flowdsl.repair.edit import Edit
+from flowdsl.repair.align import differences
+from flowdsl.repair.edit import Edit, together
 from flowdsl.syntax.layout import read_source
 
 #: Plenty: what is found must not depend on how busy the machine is.

@@ -94,14 +94,14 @@ class Domain:
             if name == before:
                 return found
             if declaration.kind in (Kind.TIME, Kind.SCALAR):
-                line = self._line(declaration, facts)
+                line = self.line(declaration, facts)
                 if line is not None:
                     found += self._law(line, name)
         for condition, value in facts.items():
             found += self._fact(condition, value)
         return found
 
-    def _line(self, declaration: DrawDeclaration, facts: Facts) -> DrawLine | None:
+    def line(self, declaration: DrawDeclaration, facts: Facts) -> DrawLine | None:
         """The line that draws this name on such rows, or None where the facts do not say."""
         chosen: DrawLine | None = None
         for line in declaration.lines:
@@ -128,7 +128,7 @@ class Domain:
     def crossed(self, facts: Facts) -> str:
         """A name whose law has its ends the wrong way round on some rows; empty when none has."""
         for name, declaration in self.objective.draws.items():
-            line = self._line(declaration, facts)
+            line = self.line(declaration, facts)
             edges = None if line is None else self.edges(line.law)
             if edges is None:
                 continue

@@ -125,6 +125,21 @@ class Chain:
         return values
 
 
+def extent(bounds: Iterable[Bound], form: Affine) -> tuple[Fraction | None, Fraction | None]:
+    """The least and the greatest value of a form where every bound holds; None where there is
+    none, or it takes too long to tell. Ends that strict bounds leave out are given as they are."""
+    value = Affine.variable("")
+    system = {*bounds, Bound(value - form, False), Bound(form - value, False)}
+    while names := {name for b in system for name, _ in b.left.terms} - {""}:
+        if len(system) > LIMIT:
+            return None, None
+        system = _without(system, min(names, key=lambda n: _growth(system, n)))
+    ends = [(b.left.coefficient(""), b.left.constant) for b in system]
+    lows = [-constant / c for c, constant in ends if c > 0]
+    highs = [-constant / c for c, constant in ends if c < 0]
+    return max(lows, default=None), min(highs, default=None)
+
+
 def implies(bounds: Iterable[Bound], claim: Bound) -> bool:
     """Does every point of the system satisfy the claim?"""
     return not feasible([*bounds, Bound(-claim.left, not claim.strict)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.interpret import Conditions
@@ -35,8 +36,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         if not any(v.status == "undecided" for v in by_value):
             verdicts = by_value
     each = (time.perf_counter() - begin) / max(1, len(verdicts))
-    return [Verdict(v.check, v.status, v.message, v.term, v.case, v.left_over, v.order,
-                    v.identities, each, v.diagnostic) for v in verdicts]  # fmt: skip
+    return [replace(verdict, seconds=each) for verdict in verdicts]
 
 
 def _decide(objective: Objective, analysis: Analysis) -> list[Verdict]:
@@ -121,7 +121,7 @@ def _elsewhere(objective: Objective, analysis: Analysis) -> list[Verdict]:
         message = "the map is trained only where its times are equal"
         hint = "add a term with different times"
         diagnostic = Diagnostic(NAME, message, analysis.matched[0].span, hint=hint)
-        verdicts.append(Verdict(NAME, "unanchored", message, diagnostic=diagnostic))
+        verdicts.append(Verdict(NAME, "unanchored", message, diagnostic=diagnostic, cause="times"))
     for flow_map in objective.maps.values():
         if deviation(analysis, flow_map) and passes(analysis, "constant"):
             message = "a constant map passes: the boundary is not built in"
@@ -151,7 +151,8 @@ def _unreached(objective: Objective, analysis: Analysis, found: Anchors) -> list
     messages[untied(objective, analysis, found)] = analysis.matched[0].span
     hint = "let the laws of the times, and the rows they hold on, reach all of the path"
     return [
-        Verdict(NAME, "unanchored", message, diagnostic=Diagnostic(NAME, message, span, hint=hint))
+        Verdict(NAME, "unanchored", message, cause="times",
+                diagnostic=Diagnostic(NAME, message, span, hint=hint))
         for message, span in messages.items() if message
     ]  # fmt: skip
 

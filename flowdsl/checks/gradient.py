@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.numbers import evaluate
@@ -32,8 +33,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         found += _never(analysis, term) + _away(analysis, term)
         found += _still(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
-        verdicts += [Verdict(NAME, v.status, v.message, term.name, v.case, v.left_over,
-                             seconds=seconds, diagnostic=v.diagnostic) for v in found]  # fmt: skip
+        verdicts += [replace(v, term=term.name, seconds=seconds) for v in found]
     return verdicts
 
 
@@ -209,7 +209,7 @@ def _never(analysis: Analysis, term: Term) -> list[Verdict]:
         return []
     message = "no row ever computes this term: its conditions exclude one another"
     diagnostic = Diagnostic(NAME, message, term.span, hint="look at its rows and their laws")
-    return [Verdict(NAME, "refuted", message, diagnostic=diagnostic)]
+    return [Verdict(NAME, "refuted", message, diagnostic=diagnostic, cause="times")]
 
 
 def _away(analysis: Analysis, term: Term) -> list[Verdict]:

@@ -17,14 +17,14 @@ from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.inequalities import Affine, Bound, Chain, feasible
 from flowdsl.checks.asked import jumps
 from flowdsl.checks.gradient import is_empty
-from flowdsl.checks.times import data_is_later, domain, steps_in
+from flowdsl.checks.linear import row_facts, steps_in
+from flowdsl.checks.times import data_is_later, domain
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors
 from flowdsl.proof.moments import current
 from flowdsl.proof.signs import vanishes
 from flowdsl.proof.weight import marked
-from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Level, Null, Number, walk
-from flowdsl.spec.kinds import level_of
+from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Null, Number, walk
 from flowdsl.spec.objective import FlowMap, LawCall, Objective, Path
 from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import live_calls
@@ -151,9 +151,8 @@ def _reached(
     forms = [analysis.domain.affine(t, steps) for t in times]
     if any(f is None for f in forms) or any(_discrete(analysis.objective, t) for t in times):
         return None
-    row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
     return Reached(
-        tuple(analysis.domain.bounds(row)),
+        tuple(analysis.domain.bounds(row_facts(case))),
         tuple(f for f in forms if f is not None),
         _idle(analysis, case),
         not any(_replaced(c) for n in live_calls(analysis.objective, case.loss)

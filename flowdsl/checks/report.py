@@ -33,6 +33,7 @@ class Verdict:
 
     `left_over` is what remains of an identity where it should be zero; `order` the order to which
     it holds; `identities` the minimal sets of identities each of which suffices for the proof.
+    `cause` names what in a spec may be at fault where several checks object to one mistake.
     """
 
     check: str
@@ -45,6 +46,7 @@ class Verdict:
     identities: tuple[tuple[str, ...], ...] = ()
     seconds: float = 0.0
     diagnostic: Diagnostic | None = field(default=None, compare=False, repr=False)
+    cause: Literal["", "times"] = field(default="", compare=False)
 
     @property
     def ok(self) -> bool:
@@ -80,11 +82,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the checker has to say about one objective."""
+    """Everything the checker has to say about one objective.
+
+    `further` are messages about mistakes that stand behind others: seen once these are mended.
+    """
 
     objective: str
     title: str
     verdicts: tuple[Verdict, ...]
+    further: tuple[Diagnostic, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -95,7 +101,8 @@ class Report:
         """The report with every message told in this way."""
         verdicts = (v if v.diagnostic is None else replace(v, diagnostic=how(v.diagnostic))
                     for v in self.verdicts)  # fmt: skip
-        return replace(self, verdicts=tuple(verdicts))
+        further = tuple(how(diagnostic) for diagnostic in self.further)
+        return replace(self, verdicts=tuple(verdicts), further=further)
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -105,10 +112,11 @@ class Report:
             shown = verdict.diagnostic
             if shown is not None:
                 code = "" if verdict.status == "undecided" else shown.code  # told by the first
-                key = (code, verdict.term, shown.span, shown.label, shown.hint,
+                key = (code, verdict.term, shown.span, shown.label, shown.fix,
                        shown.severity)  # fmt: skip
                 groups.setdefault(key, []).append(verdict)
-        return tuple(dict.fromkeys(of_rows(members) for members in groups.values()))
+        told = dict.fromkeys(of_rows(members) for members in groups.values())
+        return (*told, *self.further)
 
     @property
     def seconds(self) -> float:
@@ -140,7 +148,8 @@ def of_rows(members: list[Verdict]) -> Diagnostic:
     """The message of verdicts on several kinds of rows: each fact with its rows, the shortest
     first.
 
-    Facts that all rows share are told once. A refutation gives the headline before a bias does.
+    Facts and hints that all rows share are told once. A refutation gives the headline before a bias
+    does.
     """
     ranked = sorted(members, key=lambda v: v.status != "refuted")
     told = [(v, v.diagnostic) for v in ranked if v.diagnostic is not None]
@@ -148,10 +157,14 @@ def of_rows(members: list[Verdict]) -> Diagnostic:
     for verdict, diagnostic in told:
         for name, value in diagnostic.facts:
             facts.setdefault(name, {}).setdefault(value, []).append(verdict.case)
-    first = told[0][1]
+    hints: dict[str, list[str]] = {}
+    for verdict, diagnostic in told:
+        hints.setdefault(diagnostic.hint, []).append(verdict.case)
+    hints.pop("", None)
+    first = replace(told[0][1], hint=_by_rows(hints, len(told)) if hints else "")
     if all(d.facts == first.facts for _, d in told):
         rows = "; ".join(dict.fromkeys(v.case for v, _ in told))
-        extra = () if rows in ("", "all") or not first.facts else (("on rows", rows),)
+        extra = () if rows in ("", "all") else (("on rows", rows),)
         return replace(first, facts=(*first.facts, *extra))
     first_told = ("learns", "derived", "left over")
     order = sorted(facts, key=lambda n: first_told.index(n) if n in first_told else 9)

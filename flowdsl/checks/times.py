@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from fractions import Fraction
-from itertools import product
 
 from flowdsl.calculus.errors import Undecided
-from flowdsl.calculus.inequalities import Affine, Bound, implies
+from flowdsl.calculus.inequalities import Affine, Bound
 from flowdsl.calculus.numbers import far_end, path_weights
 from flowdsl.checks.asked import jumps, misplaced
 from flowdsl.checks.check import Check, Example, per_case
+from flowdsl.checks.linear import facts, follows, place, row_facts
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import (
     Apply,
-    Draw,
     Evaluate,
     Expr,
     Formal,
@@ -26,8 +25,6 @@ from flowdsl.spec.core import (
     Level,
     PathState,
     PathVelocity,
-    children,
-    transform,
     walk,
 )
 from flowdsl.spec.kinds import level_of
@@ -41,23 +38,26 @@ _CODES = frozenset({"log", "exp", "sqrt", "pow", "sin", "cos", "tan", "atan", "t
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
     crossed = analysis.domain.crossed({})
     if crossed:
-        return [_crossed(crossed, objective.terms[0])]
+        return [_crossed(analysis, crossed, None, objective.terms[0])]
     verdicts = per_case(NAME, analysis, objective.terms, lambda case: _decide(analysis, case))
     return verdicts + _directions(objective, analysis)
 
 
-def _crossed(name: str, term: Term) -> Verdict:
+def _crossed(analysis: Analysis, name: str, case: Case | None, term: Term) -> Verdict:
     message = f"the law of {name} can have its upper end below its lower one"
     hint = f"draw what stands in its ends so that {name} has room"
-    diagnostic = Diagnostic(NAME, message, term.span, hint=hint)
-    return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
+    row = {} if case is None else row_facts(case)
+    line = analysis.domain.line(analysis.objective.draws[name], row)
+    span = term.span if line is None else line.span
+    diagnostic = Diagnostic(NAME, message, span, hint=hint)
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic, cause="times")
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
-    row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
+    row = row_facts(case)
     crossed = analysis.domain.crossed(row)
     if crossed:
-        return _crossed(crossed, case.term)
+        return _crossed(analysis, crossed, case, case.term)
     wrong = misplaced(analysis, case)
     if wrong is not None:
         return wrong
@@ -67,12 +67,11 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
     for expr, path in _moments(analysis, case).items():
         low, high = domain(analysis.objective, path)
         for text, claim in _inside(low, high):
-            outcome = _follows(analysis, bounds, expr, claim)
-            name = printer.expression(expr)
+            outcome = follows(analysis, bounds, expr, claim)
             if outcome is False:
-                return _outside(case, name, text)
+                return _outside(analysis, case, bounds, expr, text)
             if outcome is None:
-                unknown.append(name)
+                unknown.append(printer.expression(expr))
     if unknown:
         names = ", ".join(dict.fromkeys(unknown))
         return Verdict(NAME, "undecided", f"whether {names} stays in the path's times is not clear")
@@ -126,127 +125,15 @@ def _inside(low: Fraction, high: Fraction | None) -> list[tuple[str, Affine]]:
     return claims
 
 
-def _follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
-    """Is the claim about τ = expr true on every row? None where that is not known.
-
-    Of `min` and `max` each side is taken where it is the value. Curricula, and draws that multiply
-    others, enter linearly or not at all: then their extreme values decide.
-    """
-    choice = next((n for n in walk(expr) if isinstance(n, Apply) and n.op in _CHOICES
-                   and level_of(n) is Level.ROW), None)  # fmt: skip
-    if choice is None:
-        return _linearly(analysis, bounds, expr, claim)
-    verdicts = set()
-    for k, condition in enumerate(_CHOICES[choice.op]):
-        known = analysis.domain.comparison(Apply(condition, choice.args), True)
-        side = _replaced(expr, choice, choice.args[k])
-        verdicts.add(_follows(analysis, [*bounds, *known], side, claim))
-    return False if False in verdicts else None if None in verdicts else True
-
-
-def _replaced(expr: Expr, old: Expr, new: Expr) -> Expr:
-    return transform(expr, lambda node: new if node == old else node)
-
-
-#: When the value of min and max is their first, and their second argument.
-_CHOICES = {"min": ("le", "ge"), "max": ("ge", "le")}
-
-
-def _linearly(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
-    forms = _forms(analysis, expr)
-    if forms is None:
-        return None
-    verdict: bool | None = True
-    for form in forms:
-        factor = claim.coefficient("τ")
-        total = Affine.of({}, claim.constant) + form.scaled(factor)
-        if implies(bounds, Bound(total, False)):
-            continue
-        bounded = {n for b in bounds for n, _ in b.left.terms}
-        if any(n not in bounded for n, _ in form.terms):
-            verdict = None
-        else:
-            return False
-    return verdict
-
-
-def _forms(analysis: Analysis, expr: Expr) -> list[Affine] | None:
-    """The time as affine functions of the draws, one per corner of what multiplies them."""
-    steps = steps_in(expr)
-    try:
-        ranges = [analysis.curricula.profile(s) for s in steps]
-    except Undecided:
-        return None
-    limits = [
-        (Fraction(p.low).limit_denominator(1000), Fraction(p.high).limit_denominator(1000))
-        for p in ranges
-    ]
-    at = {s: low for s, (low, _) in zip(steps, limits, strict=True)}
-    for factor, limit in _factors(analysis, expr, at):
-        steps.append(factor)
-        limits.append(limit)
-    if not steps:
-        form = analysis.domain.affine(expr, {})
-        return None if form is None else [form]
-    corners = []
-    for corner in product(*limits):
-        form = analysis.domain.affine(expr, dict(zip(steps, corner, strict=True)))
-        if form is None:
-            return None
-        corners.append(form)
-    return corners if _is_affine_in(analysis, expr, steps, limits) else None
-
-
-def _is_affine_in(
-    analysis: Analysis, expr: Expr, steps: list[Expr], limits: list[tuple[Fraction, Fraction]]
-) -> bool:
-    """Three more points on each edge: a polynomial of low degree cannot agree by accident."""
-    for k, step in enumerate(steps):
-        inside = Fraction(5, 13)  # the others anywhere between, where nothing vanishes by accident
-        at = {s: low + inside * (high - low) for s, (low, high) in zip(steps, limits, strict=True)}
-
-        def form(value: Fraction, step: Expr = step, at: dict[Expr, Fraction] = at) -> Affine:
-            found = analysis.domain.affine(expr, {**at, step: value})
-            assert found is not None
-            return found
-
-        low, high = limits[k]
-        for share in (Fraction(1, 2), Fraction(1, 3), Fraction(5, 7)):
-            mixed = form(low).scaled(1 - share) + form(high).scaled(share)
-            if form(low + share * (high - low)) != mixed:
-                return False
-    return True
-
-
-def _factors(
-    analysis: Analysis, expr: Expr, at: dict[Expr, Fraction]
-) -> list[tuple[Expr, tuple[Fraction, Fraction]]]:
-    """The one draw that multiplies others in a time, with its range, if there is one."""
-    if analysis.domain.affine(expr, at) is not None:
-        return []
-    for node in dict.fromkeys(walk(expr)):
-        if isinstance(node, Draw):
-            limit = analysis.domain.fixed_range(node)
-            if limit is not None and analysis.domain.affine(expr, {**at, node: limit[0]}):
-                return [(node, limit)]
-    return []
-
-
-def steps_in(expr: Expr) -> list[Expr]:
-    """The largest parts of a time that only change from step to step."""
-    if level_of(expr) is Level.STEP:
-        return [expr]
-    found: dict[Expr, None] = {}
-    for child in children(expr):
-        found.update(dict.fromkeys(steps_in(child)))
-    return list(found)
-
-
-def _outside(case: Case, name: str, text: str) -> Verdict:
+def _outside(analysis: Analysis, case: Case, bounds: list[Bound], expr: Expr, text: str) -> Verdict:
+    name = Printer.of(analysis, case).expression(expr)
     message = f"{name} can lie {text}, where the path is not defined"
     hint = "draw it from a law within the path's times"
-    diagnostic = Diagnostic(NAME, message, case.term.span, hint=hint)
-    return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
+    diagnostic = Diagnostic(
+        NAME, message, place(analysis, case, expr) or case.term.span,
+        facts=facts(analysis, case, bounds, expr), hint=hint,
+    )  # fmt: skip
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic, cause="times")
 
 
 def _ordered(analysis: Analysis, case: Case, bounds: list[Bound]) -> Verdict:
@@ -259,8 +146,8 @@ def _ordered(analysis: Analysis, case: Case, bounds: list[Bound]) -> Verdict:
         if analysis.domain.affine(difference, {}) == Affine.number(0) or start == end:
             limits[printer.call_text(node)] = None
             continue
-        down = _follows(analysis, bounds, difference, Affine.variable("τ"))
-        up = _follows(analysis, bounds, Apply("sub", (end, start)), Affine.variable("τ"))
+        down = follows(analysis, bounds, difference, Affine.variable("τ"))
+        up = follows(analysis, bounds, Apply("sub", (end, start)), Affine.variable("τ"))
         a, b = printer.expression(start), printer.expression(end)
         if down:
             ways[f"{a} >= {b}"] = None
@@ -286,25 +173,34 @@ def _directions(objective: Objective, analysis: Analysis) -> list[Verdict]:
         path = objective.paths[flow_map.path]
         towards = data_is_later(objective, path)
         ways = _ways(analysis, flow_map)
-        if towards is None or ways != {"down" if towards else "up"}:
+        if towards is None or set(ways) != {"down" if towards else "up"}:
             continue
         message = "the map is trained from data to noise only; samples need the other way"
         hint = "draw the start of the map nearer to the noise than its end"
-        diagnostic = Diagnostic(NAME, message, flow_map.span, hint=hint)
-        return [Verdict(NAME, "refuted", message, flow_map.name, diagnostic=diagnostic)]
+        case, start, end = next(iter(ways.values()))
+        printer = Printer.of(analysis, case)
+        found = " >= " if towards else " <= "
+        told = found.join(printer.expression(x) for x in (start, end))
+        places = [place(analysis, case, end), place(analysis, case, start)]
+        span = max((p for p in places if p is not None), key=lambda p: p.start, default=None)
+        diagnostic = Diagnostic(NAME, message, span or flow_map.span, hint=hint,
+                                facts=(("found", f"{told} on every row"),))  # fmt: skip
+        return [Verdict(NAME, "refuted", message, flow_map.name, diagnostic=diagnostic,
+                        cause="times")]  # fmt: skip
     return []
 
 
-def _ways(analysis: Analysis, flow_map: FlowMap) -> set[str]:
-    """The ways in which the jumps of a map lead, on all rows on which they lead anywhere."""
-    ways: set[str] = set()
+def _ways(analysis: Analysis, flow_map: FlowMap) -> dict[str, tuple[Case, Expr, Expr]]:
+    """The ways in which the jumps of a map lead, on all rows on which they lead anywhere, each
+    with a jump that does."""
+    ways: dict[str, tuple[Case, Expr, Expr]] = {}
     with suppress(Undecided):
         for case in analysis.all_cases():
-            row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
-            bounds = analysis.domain.bounds(row)
+            bounds = analysis.domain.bounds(row_facts(case))
             for _, start, end in jumps(analysis, case, flow_map):
-                ways.add(_way(analysis, bounds, start, end))
-    return ways - {"nowhere"}
+                ways.setdefault(_way(analysis, bounds, start, end), (case, start, end))
+    ways.pop("nowhere", None)
+    return ways
 
 
 def data_is_later(objective: Objective, path: Path) -> bool | None:
@@ -324,9 +220,9 @@ def _way(analysis: Analysis, bounds: list[Bound], start: Expr, end: Expr) -> str
     difference = Apply("sub", (start, end))
     if start == end or analysis.domain.affine(difference, {}) == Affine.number(0):
         return "nowhere"
-    if _follows(analysis, bounds, difference, Affine.variable("τ")):
+    if follows(analysis, bounds, difference, Affine.variable("τ")):
         return "down"
-    if _follows(analysis, bounds, Apply("sub", (end, start)), Affine.variable("τ")):
+    if follows(analysis, bounds, Apply("sub", (end, start)), Affine.variable("τ")):
         return "up"
     return "either"
 

@@ -32,15 +32,6 @@ def differences(written: Expression, required: Expression) -> list[Edit]:
     return found if found is not None and 0 < len(found) <= MOST else []
 
 
-def together(edits: list[Edit]) -> Edit:
-    """Several edits as one, told by its first place."""
-    if len(edits) == 1:
-        return edits[0]
-    changes = tuple(c for edit in edits for c in edit.changes)
-    hints = "; ".join(dict.fromkeys(edit.hint for edit in edits))
-    return Edit(changes, edits[0].place, edits[0].label, hints)
-
-
 Key = tuple[bool, str]
 
 

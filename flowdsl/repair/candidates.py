@@ -13,8 +13,8 @@ from flowdsl.clauses.terms import MatchLine
 from flowdsl.diagnostics import DiagnosticError, Span
 from flowdsl.proof.derive import derive
 from flowdsl.repair import search as slips
-from flowdsl.repair.align import bracketed, differences, together, with_factor
-from flowdsl.repair.edit import Edit, factors, nodes, terms, unstopped
+from flowdsl.repair.align import bracketed, differences, with_factor
+from flowdsl.repair.edit import Edit, factors, nodes, terms, together, unstopped
 from flowdsl.repair.search import Words
 from flowdsl.spec.objective import Objective
 from flowdsl.syntax.format import format_expression
@@ -90,6 +90,10 @@ def edits(found: list[Piece], known: Known, wrong: bool) -> Iterator[Edit]:
             yield from slips.stops(piece.expression)
         for piece in found:
             yield from slips.stopped_calls(piece.expression, words.heads)
+        for piece in found:
+            yield from slips.released(piece.expression)
+        for piece in found:
+            yield from slips.signs(piece.expression)
         return
     sides = [p for p in found if p.what in ("target", "prediction")]
     names = [p for p in found if p.what == "name"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flowdsl.diagnostics import Source, Span
@@ -15,13 +15,15 @@ from flowdsl.syntax.tree import Binary, Call, Comparison, Derivative, Expression
 class Edit:
     """Replacements in one text. `place` is where the caret stands, `label` what is wrong there.
 
-    Without a place the message keeps its own.
+    Without a place the message keeps its own. `others` are further places, with their labels,
+    where it takes more than one slip to explain what is wrong.
     """
 
     changes: tuple[tuple[Span, str], ...]
     place: Span | None
     label: str
     hint: str
+    others: tuple[tuple[Span, str], ...] = ()
 
     @property
     def source(self) -> Source:
@@ -33,6 +35,28 @@ class Edit:
         for span, new in sorted(self.changes, key=lambda change: -change[0].start):
             text = text[: span.start] + new + text[span.end :]
         return Source(self.source.name, text)
+
+
+def together(edits: Sequence[Edit]) -> Edit:
+    """Several edits as one, shown at the place of each."""
+    if len(edits) == 1:
+        return edits[0]
+    changes = tuple(c for edit in edits for c in edit.changes)
+    hints = "; ".join(dict.fromkeys(edit.hint for edit in edits))
+    first, *rest = edits
+    others = [*first.others]
+    for edit in rest:
+        if edit.place is not None:
+            others += [(edit.place, edit.label), *edit.others]
+    return Edit(changes, first.place, first.label, hints, tuple(others))
+
+
+def apart(one: Edit, other: Edit) -> bool:
+    """Do two edits change different pieces of one text?"""
+    if one.source.name != other.source.name or one.source.text != other.source.text:
+        return False
+    pairs = [(a, b) for a, _ in one.changes for b, _ in other.changes]
+    return all((a.end <= b.start or b.end <= a.start) and a.start != b.start for a, b in pairs)
 
 
 def change(old: Expression, new: Expression | str, place: Span, label: str, hint: str) -> Edit:

@@ -73,6 +73,15 @@ def stopped_calls(whole: Expression, heads: Sequence[str]) -> Iterator[Edit]:
             yield _stopped(node, "gradient flows through this call")
 
 
+def released(whole: Expression) -> Iterator[Edit]:
+    """Gradient through what was stopped."""
+    for node in nodes(whole):
+        match node:
+            case Call(span, "stop", (body,), (), ()):
+                hint = "drop this `stop( )`"
+                yield change(node, body, span, "no gradient passes here", hint)
+
+
 def _stopped(node: Expression, label: str) -> Edit:
     new = Call(node.span, "stop", (node,))
     text = format_expression(new)
@@ -142,6 +151,11 @@ def products(whole: Expression, words: Words) -> Iterator[Edit]:
     for factor in words.factors:
         for term in terms(unstopped(whole)):
             yield with_factor(term.node, factor)
+    yield from fewer_factors(whole)
+
+
+def fewer_factors(whole: Expression) -> Iterator[Edit]:
+    """One factor, or divisor, left out."""
     for inner in _all_terms(unstopped(whole)):
         own = factors(inner)
         yield from (without_factor(f) for f in own if len(own) > 1)
@@ -166,6 +180,14 @@ def complements(whole: Expression) -> Iterator[Edit]:
                         text = format_expression(new)
                         label = f"this should be {text}"
                         yield change(factor, new, factor.span, label, f"write `{text}`")
+
+
+def whole_complement(whole: Expression) -> Iterator[Edit]:
+    """The same of the whole."""
+    new = _complement(whole)
+    if new is not None:
+        text = format_expression(new)
+        yield change(whole, new, whole.span, f"this should be {text}", f"write `{text}`")
 
 
 def _complement(factor: Expression) -> Expression | None:

@@ -20,7 +20,7 @@ from flowdsl.spec.env import Env
 from flowdsl.spec.objective import Claim, DrawDeclaration, LawCall, Network, Objective, Term
 from flowdsl.spec.resolve import Resolver
 from flowdsl.spec.scope import Scope, TermLine
-from flowdsl.syntax.lines import Binding
+from flowdsl.syntax.lines import Binding, Labelled
 from flowdsl.syntax.tree import Expression, Tree
 
 #: Writes the target that map and moving time imply, for `target derived`.
@@ -212,8 +212,7 @@ class _Terms:
             if self._derive is None:
                 raise fail("resolve", "nothing derives the target here", line.span)
             prediction, target = self._derive(self._objective, line.name, line.span)
-            loss = self._loss(line, sub(prediction, target))
-            return Term(line.name, line.group, prediction, target, loss, rows, line.span)
+            return self._matched(line, prediction, target, rows)
         prediction = resolver.expression(line.prediction)
         if line.target is None:
             if resolver.kind(prediction) not in (Kind.SCALAR, Kind.TIME):
@@ -235,18 +234,26 @@ class _Terms:
                     if resolver.kind(what) in (Kind.SCALAR, Kind.TIME)
                     else "a state is data, noise, a point of the path, or what a network returns",
                 )
+        return self._matched(line, prediction, target, rows)
+
+    def _matched(self, line: TermLine, prediction: Expr, target: Expr, rows: Expr | None) -> Term:
         loss = self._loss(line, sub(prediction, target))
-        return Term(line.name, line.group, prediction, target, loss, rows, line.span)
+        written = self._loss_lines(line)
+        span = written[-1].value.span if written else None
+        return Term(line.name, line.group, prediction, target, loss, rows, line.span, span)
+
+    def _loss_lines(self, term: TermLine) -> list[Labelled]:
+        """The lines labelled with the term or its group, else the unlabelled ones."""
+        lines = [x for x in self._scope.loss_lines if x.label in (term.name, term.group)]
+        return lines or [x for x in self._scope.loss_lines if x.label is None]
 
     def _loss(self, term: TermLine, residual: Expr) -> Expr:
-        """The lines labelled with the term or its group, else the unlabelled ones, folded."""
-        lines = [x for x in self._scope.loss_lines if x.label in (term.name, term.group)]
-        lines = lines or [x for x in self._scope.loss_lines if x.label is None]
+        """The loss of a term, its lines folded."""
         error = Apply("sum_squares", (residual,), span=term.span)
         mean = Apply("mean_squares", (residual,), span=term.span)
         env = Env(values={"error": error, "mse": mean})
         value: Expr = error
-        for position, line in enumerate(lines):
+        for position, line in enumerate(self._loss_lines(term)):
             new = self._resolver.expression(line.value, env)
             if self._resolver.kind(new) not in (Kind.SCALAR, Kind.TIME):
                 raise fail("kinds", "a loss is one number per row", line.value.span)
