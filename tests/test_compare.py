@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flowdsl.checks import Report, check
 from flowdsl.cli import app
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.pipeline import compared, load, load_text
+from flowdsl.sources import shipped_folder
 from flowdsl.spec.objective import Objective
 from tests.mutations import source_of
 
@@ -302,3 +304,26 @@ def test_the_command_answers_and_exits() -> None:
     assert "differ" in no.stdout
     part = run(app, ["compare", "tvm", "tvm", "--up-to", "anchor"])
     assert part.exit_code == 0
+
+
+def test_long_differences_are_cut_and_both_files_are_named(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"{name}.flow" for name in ("old", "new"))
+    text = (shipped_folder() / "meanflow.flow").read_text().replace("meanflow", "mine", 1)
+    first.write_text(text)
+    second.write_text(text.replace("guided - (t", "velocity - (t"))
+    done = CliRunner().invoke(app, ["compare", str(first), str(second)])
+    heading, *lines = done.output.splitlines()
+    assert heading == "mine (old.flow) beside mine (new.flow)"
+    assert all("as new" in line for line in lines if " refuted " in line)
+    done = CliRunner().invoke(app, ["compare", "uaimf", "imf"])
+    assert done.output.startswith("uaimf (uaimf.flow) beside imf (imf.flow)\n")
+    assert max(map(len, done.output.splitlines())) < 420
+    assert "more terms" in done.output
+    assert " here" not in done.output
+
+
+def test_two_calls_that_look_the_same_are_told_by_their_conditions() -> None:
+    report = compared(load("meanflow"), load("meanflow_cifar"))
+    left = [v.left_over for v in report.verdicts if v.left_over]
+    assert left
+    assert "u(z, t, t | label = null) - u(z, t, t)" in left[0]

@@ -215,7 +215,7 @@ def test_a_map_that_starts_at_one_time_needs_a_teacher() -> None:
     with pytest.raises(DiagnosticError, match="no frozen network does"):
         load_text(alone.format(target="derived"))
     target = derive(load_text(FREE_FLOW.format(target="derived"))).target_text
-    assert target == "stop(teacher(map(z(1), 1, s), s) + (1 - s) * d/ds[F(z(1), s)])"
+    assert target == "stop(teacher(map(z(1), 1, s), s) - (s - 1) * d/ds[F(z(1), s)])"
 
 
 @pytest.mark.parametrize(
@@ -234,3 +234,24 @@ target match u(y(s), s, s, z(t), t) to noise' - data
 """
     found = check(load_text(text), only=["boundary"])
     assert {v.status for v in found.of("boundary") if v.term == "inner"} == {status}
+
+
+@pytest.mark.parametrize("way", ["z - (t - r) *", "z + (r - t) *"])
+@pytest.mark.parametrize("moving", ["t", "r"])
+def test_differences_of_times_stand_as_the_map_writes_them(way: str, moving: str) -> None:
+    text = f"""
+objective mine
+path          z(t) = (1 - t) * data + t * noise
+times         t, r ~ sorted(uniform(0, 1))
+network       u(z, t, r)
+map           z(t) -> z(r) = {way} u(z, t, r)
+differentiate {moving}
+target        derived
+"""
+    objective = load_text(text)
+    found = derive(objective)
+    kept, other = ("t - r", "r - t") if "t - r" in way else ("r - t", "t - r")
+    assert f"({kept}) *" in found.target_text
+    assert other not in found.text
+    assert found.text.splitlines()[0].endswith(f"φ = {way} u(z, t, r)")
+    assert all(v.ok for v in check(objective, only=["identity"]).verdicts)

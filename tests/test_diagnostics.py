@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from flowdsl import pipeline
 from flowdsl.checks import CHECKS, check
 from flowdsl.checks.check import COMMON, example_spec
+from flowdsl.checks.report import cut
 from flowdsl.cli import app
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.spec.objective import Objective
@@ -50,6 +51,29 @@ def test_a_check_is_explained_with_its_examples(name: str) -> None:
     for text in (CHECKS[name].question, shown.good, shown.bad, f"is {shown.status}", COMMON):
         for line in text.splitlines():
             assert line in done.output
+
+
+def test_the_certificate_is_explained() -> None:
+    done = CliRunner().invoke(app, ["check", "--explain", "certificate"])
+    assert done.exit_code == 0
+    for word in ("|z|", "% of its scale", "agrees", "too small to see", "measured alone",
+                 "not measured", "disagrees"):  # fmt: skip
+        assert word in done.output
+    unknown = CliRunner().invoke(app, ["check", "--explain", "certificat"])
+    assert isinstance(unknown.exception, DiagnosticError)
+    assert 'did you mean "certificate"?' in str(unknown.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a + b", "a + b"),
+        ("a + f(b - c) - d + e", "a + f(b - c) … and 2 more terms"),
+        ("x" * 30, "x" * 12 + " …"),
+    ],
+)
+def test_long_sums_are_cut_between_their_terms(text: str, shown: str) -> None:
+    assert cut(text, 12) == shown
 
 
 PLACE = {"file": str, "line": int, "column": int, "end_line": int, "end_column": int}

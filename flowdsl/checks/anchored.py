@@ -197,7 +197,12 @@ tried too where the map's line does not exclude them.
     target  match d/ds[map(z, t, s)] to stop(F(map(z, t, s), s, s))         # and nothing else
 
 is unanchored: every flow satisfies it. A term that regresses F(z, t, t) on `velocity` ties it to
-the data.""",
+the data.
+
+An identity says nothing at times that no row draws, so the laws are probed too. "no row trains the
+map from times about 0.9 to times about 0.65": a sampler jumps there, and no row with these times
+can be drawn. "nothing ties the velocity to the data at times about 0.9": rows that regress on
+`velocity` are never drawn there. Widen the laws of these times, or the rows that they hold on.""",
     _run,
     Example(
         good="""\

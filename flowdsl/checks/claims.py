@@ -9,7 +9,7 @@ from dataclasses import replace
 from flowdsl.calculus.errors import Undecided
 from flowdsl.checks.check import Check, Example, merged
 from flowdsl.checks.drawn import other_laws
-from flowdsl.checks.report import Verdict
+from flowdsl.checks.report import Verdict, cut
 from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.compare import compare
@@ -82,7 +82,7 @@ def _verdict(claim: Claim, shown: str, pair: Pair) -> Verdict:
         return _refuted(claim, f"{shown}: the gradients differ", pair.left)
     if pair.weights:
         return Verdict(NAME, "proved", f"{shown}: row by row, for every network, weights included")
-    weights = f" ({pair.one} against {pair.other})" if pair.one else ""
+    weights = f" ({cut(pair.one)} against {cut(pair.other)})" if pair.one else ""
     return Verdict(
         NAME, "proved",
         f"{shown}: row by row, for every network, up to each row's positive weight{weights}",
@@ -97,12 +97,12 @@ def _other_value(claim: Claim, shown: str, pair: Pair) -> Verdict:
         return _refuted(claim, f"{shown}: the losses differ", pair.apart)
     if not pair.same:
         return _refuted(claim, f"{shown}: the gradients differ", pair.left)
-    left = f"{pair.one} against {pair.other}" if pair.one else ""
+    left = f"{cut(pair.one)} against {cut(pair.other)}" if pair.one else ""
     return _refuted(claim, f"{shown}: the losses differ", left)
 
 
 def _refuted(claim: Claim, message: str, left: str) -> Verdict:
-    diagnostic = Diagnostic(NAME, message, claim.span, facts=(("left over", left),))
+    diagnostic = Diagnostic(NAME, message, claim.span, facts=(("left over", cut(left, 400)),))
     return Verdict(NAME, "refuted", message, left_over=left, diagnostic=diagnostic)
 
 

@@ -12,7 +12,7 @@ def other_laws(here: Objective, there: Objective) -> str:
     for name in dict.fromkeys([*here.draws, *there.draws]):
         mine, theirs = here.draws.get(name), there.draws.get(name)
         if _key(here, mine) != _key(there, theirs):
-            found.append(f"{_text(mine)} here, {_text(theirs)} in {there.name}")
+            found.append(f"{_text(mine)} in {here.name}, {_text(theirs)} in {there.name}")
     return "; ".join(dict.fromkeys(found))
 
 

@@ -59,10 +59,10 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """The message with the identities it rests on and what is left over."""
+        """The message with the identities it rests on and the beginning of what is left over."""
         by = " or ".join(" + ".join(names) for names in self.identities if names)
         text = f"{self.message} (by {by})" if by else self.message
-        return f"{text}: {self.left_over}" if self.left_over else text
+        return f"{text}: {cut(self.left_over)}" if self.left_over else text
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -78,6 +78,22 @@ class Verdict:
             "seconds": round(self.seconds, 5),
             "diagnostic": None if self.diagnostic is None else self.diagnostic.as_dict(),
         }
+
+
+def cut(text: str, most: int = 240) -> str:
+    """A long sum up to the last whole term that fits, and how many more there are; what is no sum,
+    up to so many characters."""
+    if len(text) <= most:
+        return text
+    depth, ends = 0, []
+    for k, character in enumerate(text):
+        depth += (character in "([<") - (character in ")]>")
+        if depth == 0 and text[k : k + 3] in (" + ", " - "):
+            ends.append(k)
+    fitting = [end for end in ends if end <= most]
+    if not fitting:
+        return f"{text[:most].rstrip()} …"
+    return f"{text[: fitting[-1]]} … and {len(ends) - len(fitting) + 1} more terms"
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,12 @@ diagonal, where a map gives 0 / 0 for its network, are named: the limit there is
 
     times  gap ~ uniform(0, 1); s ~ uniform(0, 1); t = s + gap
 
-is refuted: t can lie above 1.""",
+is refuted: t can lie above 1. The message stands at the line of the time, says between which values
+it was found and from which laws, and the hint is an edit of such a line that was proved.
+
+Samples are made by jumps from noise to data. Where every row jumps the other way the map is refuted
+as "trained from data to noise only": the names of its two times are exchanged, or a step between
+them has the wrong sign. Which times no row reaches at all is told by `anchored`.""",
     _run,
     Example(
         good="times         t ~ uniform(0, 1); r ~ truncated(uniform(0, 1), 0, t)",

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from textwrap import indent
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from flowdsl import pipeline, sources
-from flowdsl.checks import CHECKS, Report
+from flowdsl.checks import Report
 from flowdsl.checks.certificate import with_certificate
-from flowdsl.checks.check import COMMON
-from flowdsl.diagnostics import DiagnosticError, did_you_mean, fail, render
+from flowdsl.diagnostics import DiagnosticError, fail, render
 
 _COLOURS = {
     "proved": "green",
@@ -24,28 +23,6 @@ _COLOURS = {
     "not applicable": "dim",
     "certified": "green",
 }
-
-
-def explain_check(name: str) -> str:
-    """What a check means, with a spec that passes it and one that does not."""
-    if name not in CHECKS:
-        raise fail(
-            "command",
-            f"there is no check `{name}`",
-            hint=did_you_mean(name, CHECKS) or f"checks: {', '.join(CHECKS)}",
-        )
-    check = CHECKS[name]
-    shown = check.example
-    parts = [
-        f"{name}: {check.question}",
-        check.explanation.strip(),
-        f"passes:\n\n{indent(shown.good, '    ')}",
-        f"is {shown.status}:\n\n{indent(shown.bad, '    ')}",
-    ]
-    if shown.other:
-        parts.append(f"where `other` has\n\n{indent(shown.other, '    ')}")
-    parts.append(f"each in the place of these lines:\n\n{indent(COMMON.rstrip(), '    ')}")
-    return "\n\n".join(parts)
 
 
 def check_specs(
@@ -124,15 +101,31 @@ def _report_table(report: Report, source: str) -> Table:
     return table
 
 
+def _told_once(report: Report) -> Report:
+    """What gradients differ by is told with the gradients, not with the values too."""
+    told = {v.left_over for v in report.verdicts if v.message.startswith("same gradient")}
+    verdicts = (
+        replace(v, left_over="")
+        if v.message.startswith("same value") and v.left_over in told
+        else v
+        for v in report.verdicts
+    )
+    return replace(report, verdicts=tuple(verdicts))
+
+
 def compare_specs(
     first: str, second: str, at: str | None, near: str | None, upto: str | None = None
 ) -> int:
     """Show in what two objectives are the same; 0 when value or gradient are."""
     if at is not None and near is not None:
         raise fail("command", "`--at` and `--near` are two questions", hint="ask one at a time")
-    report = pipeline.compared(pipeline.load(first), pipeline.load(second), at=at, near=near,
-                               upto=upto)  # fmt: skip
-    typer.echo(report.render())
+    one, other = pipeline.load(first), pipeline.load(second)
+    report = pipeline.compared(one, other, at=at, near=near, upto=upto)
+    files = [Path(side.source.name).name for side in (one, other)]
+    if files[0] == files[1]:
+        files = [first, second]
+    typer.echo(f"{one.name} ({files[0]}) beside {other.name} ({files[1]})")
+    typer.echo(_told_once(report).render())
     relations = [v for v in report.verdicts if v.message.startswith("same ")]
     same = {
         what: all(v.ok for v in relations if v.message.startswith(f"same {what}"))

@@ -58,7 +58,8 @@ def check(
 
     Example: flowdsl check meanflow my.flow
     """
-    from flowdsl.cli.checking import check_specs, explain_check
+    from flowdsl.cli.checking import check_specs
+    from flowdsl.cli.explaining import explain_check
 
     if explain is not None:
         typer.echo(explain_check(explain))

@@ -211,7 +211,7 @@ def _matched(
     if factor is None or turn is None:
         what = "residuals" if factor is None else "variations"
         first, second = residuals if factor is None else variations
-        left = f"{what} differ by {Printer.of(mine, case).state(first - second)}"
+        left = f"{what} differ by {_told(mine, case, first - second)}"
         return Pair(case, False, False, False, left)
     if not positive(mine.scalars, factor * turn):
         return Pair(
@@ -221,6 +221,16 @@ def _matched(
     if not equal and not _parallel(mine, yours, case, theirs):
         return Pair(case, False, False, False, f"weights {shown[0]} against {shown[1]}", *shown)
     return Pair(case, True, equal, values, "", *shown)
+
+
+def _told(analysis: Analysis, case: Case, state: State) -> str:
+    """A difference as text: with every condition written out, where two calls would else look the
+    same."""
+    printer = Printer.of(analysis, case)
+    names = [printer.atom(atom) for atom in state.terms]
+    if len(set(names)) < len(names):
+        printer = replace(printer, own=())
+    return printer.state(state)
 
 
 def _parallel(mine: Analysis, yours: Analysis, case: Case, theirs: Case) -> bool:

@@ -20,7 +20,7 @@ from flowdsl.calculus.field import Element
 from flowdsl.calculus.write import element_expr
 from flowdsl.diagnostics import Span, fail
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.derivation import Derivation, Step
+from flowdsl.proof.derivation import Derivation, Step, negative, oriented, product
 from flowdsl.spec.core import (
     ONE,
     Apply,
@@ -35,11 +35,9 @@ from flowdsl.spec.core import (
     PathVelocity,
     Stop,
     add,
-    div,
-    mul,
-    neg,
     replace_formals,
     sub,
+    walk,
 )
 from flowdsl.spec.notation import NOWHERE, Notation, times_of
 from flowdsl.spec.objective import FlowMap, Objective
@@ -91,6 +89,10 @@ class _Deriver:
         self.flow_map, self.moving, self.on_rows = flow_map, moving, on_rows
         self.own = MapNetwork(analysis.context(), shape_of(flow_map, on_rows))
         self.scalars = analysis.scalars
+        written = on_rows(replace_formals(flow_map.body, self._values()))
+        self.differences = frozenset(
+            n.args for n in walk(written) if isinstance(n, Apply) and n.op == "sub"
+        )
 
     def run(self) -> Derivation:
         values = self._values()
@@ -133,8 +135,9 @@ class _Deriver:
             **self._names(),
         }
         notation = replace(self._notation(), names=names, totals={derivative: time})
+        unnamed = replace(notation, names={e: n for e, n in names.items() if e != mapped})
         steps = (
-            Step("the map", landing, body),
+            Step("the map", landing, body, unnamed),
             Step(f"{law} ({identity} identity)", speed, shown_right),
             Step("differentiate the map", speed, moved),
             Step("solve for the network", network, target),
@@ -314,13 +317,17 @@ class _Deriver:
         for c, expr in terms:
             if not c:
                 continue
-            negative = self.scalars.text(c).startswith("-")
-            factor = -c if negative else c
-            term = expr if factor == 1 else _product(write(factor), expr)
+            minus = self.scalars.text(c).startswith("-")
+            factor = -c if minus else c
+            term = expr
+            if factor != 1:
+                turned, written = oriented(write(factor), self.differences)
+                minus ^= turned
+                term = product(written, expr)
             if total is None:
-                total = _negative(term) if negative else term
+                total = negative(term) if minus else term
             else:
-                total = sub(total, term) if negative else add(total, term)
+                total = sub(total, term) if minus else add(total, term)
         return Number(ZERO_FRACTION) if total is None else total
 
     def _names(self) -> dict[Expr, str | Expression]:
@@ -337,21 +344,6 @@ class _Deriver:
         if moving is not None and moving.along is not None and moving.written is not None:
             found.setdefault(self.on_rows(moving.along), moving.written)
         return {e: n for e, n in found.items() if not isinstance(e, Number | PathVelocity)}
-
-
-def _negative(term: Expr) -> Expr:
-    """The sign stands at the first factor, as one writes it."""
-    match term:
-        case Apply("mul" | "div" as op, (first, rest)):
-            return Apply(op, (_negative(first), rest))
-    return neg(term)
-
-
-def _product(factor: Expr, expr: Expr) -> Expr:
-    match factor:
-        case Apply("div", (Number(value), below)) if value == 1:
-            return div(expr, below)
-    return mul(factor, expr)
 
 
 def shape_of_call(flow_map: FlowMap) -> Evaluate:

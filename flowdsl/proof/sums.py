@@ -7,6 +7,7 @@ on one side, two on the other, and a difference of the losses that moves no netw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from flowdsl.calculus.errors import Pole, Undecided
@@ -23,6 +24,8 @@ from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import Row
 
 HIGHEST = 3
+
+Product = tuple[Atom, Atom] | tuple[str, Expr]
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,23 @@ def positive(scalars: Scalars, x: Element) -> bool:
 
 
 def form_text(printer: Printer, form: Form) -> str:
-    """A sum of products as text; 0 for none."""
+    """A sum of products as text; 0 for none. What all coefficients share stands before it, where
+    that is shorter."""
+    scalars = printer.analysis.scalars
+    plain = _form_text(printer, form.terms)
+    first = next(iter(form.terms.values()), None)
+    if first is None or len(form.terms) < 2 or scalars.rational(first) is not None:
+        return plain
+    with suppress(Pole):
+        rest = {pair: scalars.divide(c, first) for pair, c in form.terms.items()}
+        factored = times(printer.scalar(first), f"({_form_text(printer, rest)})")
+        return factored if len(factored) < 0.7 * len(plain) else plain
+    return plain
+
+
+def _form_text(printer: Printer, terms: Mapping[Product, Element]) -> str:
     text = ""
-    for pair, c in form.terms.items():
-        one, other = pair
+    for (one, other), c in terms.items():
         if isinstance(one, Atom) and isinstance(other, Atom):
             name = f"<{printer.atom(one)}, {printer.atom(other)}>"
         else:

@@ -6,6 +6,7 @@ map, a function of the prelude. Calls are read in `calls.py`, derivatives in `mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -199,6 +200,14 @@ class Resolver:
                 "resolve", f"`{name}` is a network", span, hint=f"call it: `{name}({shown})`"
             )
         known = {*self.scope.known_names, *GIVEN, *TRAINING, "velocity", "null"}
+        number = {"pi": math.pi, "π": math.pi, "e": math.e}.get(name)
+        if number is not None:
+            return fail(
+                "resolve",
+                f"nothing here is called `{name}`: numbers have no names until a spec names them",
+                span,
+                hint=f"write `constants {name} = {number}`, or the number itself",
+            )
         return fail(
             "resolve",
             f"nothing here is called `{name}`",
