@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from test_players import GAME, PLAYERS, loss_of, nets
-from test_training import QUICK, log_of
 from torch import Tensor, nn
-from training_support import TinyNet, tiny_dataset
+from training_support import QUICK, TinyNet, log_of, tiny_dataset
 
 import flowdsl
 from flowdsl import pipeline, plan

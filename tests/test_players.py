@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import QUICK, Watched, at, log_of
 from torch import nn
-from training_support import TinyNet, tiny_dataset
+from training_support import QUICK, TinyNet, Watched, at, log_of, tiny_dataset
 
 from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import Watched, log_of
 from torch import nn
+from training_support import Watched, log_of
 
 import flowdsl
 from flowdsl import pipeline

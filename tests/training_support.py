@@ -1,4 +1,5 @@
-"""A hand-written MeanFlow loss and a tiny network, for testing the runtime without the compiler.
+"""A hand-written MeanFlow loss, a tiny network and quick runs of both, for testing the runtime
+without the compiler.
 
 The loss has the methods of a compiled one (`flowdsl.runtime.protocols`) and follows "Mean Flows for
 One-step Generative Modeling" (arXiv:2505.13447) as its authors trained ImageNet: guided velocity as
@@ -10,12 +11,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flowdsl.runtime.contract import NULL_LABEL, Argument, NetworkSignature, ObjectiveSignature
 from flowdsl.runtime.dataset import DataCard, Dataset, split
+from flowdsl.runtime.training.log import read_metrics
+from flowdsl.runtime.training.overrides import make_config
+from flowdsl.runtime.training.trainer import resume, train
 
 STATE, TIME, LABEL = "state", "time", "label"
 
@@ -194,3 +199,98 @@ def tiny_dataset(count: int = 60, classes: int | None = 3, shape=(1, 4, 4)) -> D
     data = data + labels.view(-1, 1, 1, 1) - 1
     train, held_out = split(data, labels if classes else None)
     return Dataset(DataCard("tiny", "tiny", tuple(shape), classes), train, held_out)
+
+
+QUICK = ("steps=24", "batch=16", "log_every=5", "sample_every=0", "checkpoint_every=10",
+         "tensorboard=no", "ema=0.9,0.99", "optimizer.warmup=5")  # fmt: skip
+
+
+def tiny_net(seed: int = 0) -> TinyNet:
+    torch.manual_seed(seed)
+    return TinyNet(dropout=0.2)
+
+
+def start(path: Path, dataset: Dataset | None = None, loss=None, *, words=(), **more):
+    return train(
+        loss or MeanFlow(slow=True),
+        {"u": tiny_net()},
+        dataset or tiny_dataset(),
+        make_config([*QUICK, *words]),
+        run_dir=path,
+        progress=False,
+        **more,
+    )
+
+
+def go_on(path: Path, dataset: Dataset | None = None, loss=None):
+    """Resumes with networks of other random weights."""
+    networks = {"u": tiny_net(seed=99)}
+    return resume(
+        path, loss or MeanFlow(slow=True), networks, dataset or tiny_dataset(), progress=False
+    )
+
+
+def log_of(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl without the one field that is a measured time."""
+    return [
+        {k: v for k, v in line.items() if k != "steps_per_second"}
+        for line in read_metrics(path / "metrics.jsonl")
+    ]
+
+
+class Watched(Dataset):
+    """Calls `then(step)` before each batch."""
+
+    def __init__(self, then) -> None:
+        whole = tiny_dataset()
+        super().__init__(whole.card, whole.train, whole.held_out)
+        object.__setattr__(self, "then", then)
+
+    def batch(self, step, seed, size):
+        self.then(step)
+        return super().batch(step, seed, size)
+
+
+def at(step: int, action):
+    return Watched(lambda now: action() if now == step else None)
+
+
+class Game:
+    """Two learned networks and a frozen one: `follow` teaches a, `lead` teaches b; lead also sees
+    a.
+    """
+
+    source = ""
+    signature = ObjectiveSignature(
+        "game",
+        "",
+        (network_signature("a"), network_signature("b"), network_signature("teacher", frozen=True)),
+        ("follow", "lead"),
+        ("t",),
+    )
+
+    def draw(self, data, *, generator=None, progress=0.0, step=0, steps=1):
+        return {"t": torch.rand(len(data), generator=generator)}
+
+    def bind(self, network):
+        bound = BoundMeanFlow(MeanFlow(), dict(network))
+
+        def forward(data, *, label=None, draws=None, terms=None, **when):
+            t = draws["t"]
+            a, b, teacher = (bound.networks[k](data, t, t, label=label) for k in network)
+            parts = {"follow": (a - teacher.detach()).square().mean(), "lead": (b - a).abs().mean()}
+            chosen = {k: v for k, v in parts.items() if terms is None or k in terms}
+            return sum(chosen.values()), {k: v.detach() for k, v in chosen.items()}
+
+        bound.forward = forward
+        return bound
+
+    def jump(self, network, z, start, end, *, label=None, **conditions):
+        return network["a"](z, start, end, label=label)
+
+    velocity = jump
+
+
+def nets(seed: int = 0) -> dict[str, nn.Module]:
+    torch.manual_seed(seed)
+    return {name: TinyNet(width=8) for name in ("a", "b", "teacher")}
