@@ -133,7 +133,8 @@ def test_alphaflow_holds_to_second_order_and_ends_exact() -> None:
 
 def test_alphaflow_claims_are_proved_for_every_network() -> None:
     claims = report("alphaflow").of("claims")
-    assert {v.status for v in claims} == {"proved"}
+    assert {v.status for v in claims} == {"proved", "note"}
+    assert all("row by row only" in v.message for v in claims if v.status == "note")
     at = [v for v in claims if "at alpha == 1" in v.message]
     near = [v for v in claims if "near alpha == 0" in v.message]
     assert at

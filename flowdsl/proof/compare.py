@@ -171,7 +171,7 @@ def _same_rows(yours: Analysis, terms: list[Term], kind: RowKind) -> RowKind:
     """The other objective on rows that it never draws: what it would do there is still defined."""
     cases = []
     for term in terms:
-        other = make_case(term, kind.facts, kind.implied)
+        other = make_case(yours.domain, term, kind.facts, kind.implied)
         for expr in relevant(yours.objective, term):
             if conditions_of(other.reduce(expr)):
                 raise Undecided("the other objective tells rows apart that this one does not")

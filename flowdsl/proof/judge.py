@@ -4,6 +4,7 @@ quantity."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,12 +12,14 @@ from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import Parts, parts
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Reader
+from flowdsl.calculus.numbers import evaluate
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import State
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.hidden import remains
+from flowdsl.proof.points import everywhere
 from flowdsl.proof.small import small_quantities, times_of
-from flowdsl.spec.core import Evaluate, Expr, walk
+from flowdsl.spec.core import Apply, Evaluate, Expr, walk
 from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import NOISES, live_calls
 
@@ -76,10 +79,8 @@ def _judge(analysis: Analysis, case: Case, study: Study) -> Finding:
     if sorted_parts.inside:
         return _without_noise(study)
     left = -sorted_parts.expected
-    if _unreduced(study, left):
-        return Finding(
-            "undecided", study, left, reason="roots or logarithms are left that may cancel"
-        )
+    if _unreduced(analysis, case, study, left):
+        return Finding("undecided", study, left, reason=MAY_CANCEL)
     if _higher(left):
         return Finding("undecided", study, left, reason="third derivatives of a flow are left over")
     return Finding("biased" if settled(analysis, case, study) else "refuted", study, left)
@@ -123,29 +124,47 @@ def _finite(analysis: Analysis, study: Study) -> None:
                 raise Undecided("at the values of the constants something is divided by zero")
 
 
+_RELATED = frozenset({"sqrt", "exp", "log", "atan"})
+MAY_CANCEL = "roots, logarithms or branches are left that may cancel"
+
+
 def _higher(state: State) -> bool:
     """Are there derivatives of flows of an order for which the rules are not complete?"""
     return any(a.parts is not None and len(a.parts[2]) > 2 for a in state.atoms())
 
 
-def _unreduced(study: Study, state: State) -> bool:
-    """May the left-over be zero after all, by a relation between roots, exponentials, logarithms?
+def _unreduced(analysis: Analysis, case: Case, study: Study, state: State) -> bool:
+    """May the left-over be zero after all, by a relation between roots, exponentials, logarithms or
+    the branches of |x|, min and max?
 
     Each function has a generator of its own; relations such as sqrt(x) sqrt(y) = sqrt(x y) are not
     known to the field. A coefficient that is not zero at some numbers is not zero.
     """
     scalars = study.context.scalars
-    risky = {i for i, d in scalars.defined.items() if d.function in ("sqrt", "exp", "log", "atan")}
+    risky = {i for i, d in scalars.defined.items() if d.function in _RELATED}
+    risky |= {i for i, key in scalars.opaques.items() if isinstance(key, Apply)}
     coefficients = [c for c in state.terms.values() if scalars.generators_in(c) & risky]
     if len(coefficients) < len(state.terms):
         return False
-    return not any(_differs_from_zero(scalars, c) for c in coefficients)
+    return not any(_differs_from_zero(analysis, case, scalars, c) for c in coefficients)
 
 
-def _differs_from_zero(scalars: Scalars, x: Element) -> bool:
-    count = len(scalars.field.gens)
-    for k in range(6):
-        values = {i: 0.07 + 0.86 * ((k * 41 + i * 67 + 13) % 101) / 101 for i in range(count)}
+def _differs_from_zero(analysis: Analysis, case: Case, scalars: Scalars, x: Element) -> bool:
+    """Is a coefficient other than zero at some values of what the row draws?"""
+    constants = {name: float(value) for name, value in analysis.objective.constants.items()}
+    opaques = scalars.opaques
+    for k, point in enumerate(everywhere(analysis, case)):
+        values = {
+            i: 0.07 + 0.86 * ((k * 41 + i * 67 + 13) % 101) / 101
+            for i in range(len(scalars.field.gens))
+        }
+        named = {**constants, **point, "progress": values[0], "step": 1000 * values[0]}
+        for name, value in {**constants, **point}.items():
+            if scalars.has(name):
+                values[scalars.index(name)] = value
+        for i, key in opaques.items():
+            with suppress(Undecided):
+                values[i] = float(evaluate(key, named)) if isinstance(key, Expr) else values[i]
         try:
             if abs(scalars.numeric(x, values)) > 1e-7:
                 return True

@@ -28,7 +28,7 @@ def row_kinds(analysis: Analysis, terms: Sequence[Term]) -> list[RowKind]:
         kinds = [longer for kind in kinds for longer in _with(analysis, kind, term)]
     return [
         RowKind(k.facts, k.implied,
-                tuple(make_case(c.term, k.facts, k.implied) for c in k.cases))
+                tuple(make_case(analysis.domain, c.term, k.facts, k.implied) for c in k.cases))
         for k in kinds if k.cases
     ]  # fmt: skip
 

@@ -11,22 +11,29 @@ from flowdsl.spec.kinds import level_of
 from flowdsl.truth.cases import Case
 from flowdsl.truth.setting import Setting
 
+NUMBERS = (Kind.TIME, Kind.SCALAR)
+
 
 def points(setting: Setting, case: Case, expr: Expr, count: int = 24) -> Iterator[dict[str, float]]:
-    """Values of the numbers in an expression that a row draws, spread evenly over all that its laws
-    and conditions allow; one point without values where there are none."""
-    numbers = (Kind.TIME, Kind.SCALAR)
-    drawn = {n.name for n in walk(expr) if isinstance(n, Draw) and n.kind in numbers}
+    """Values of the numbers in an expression that a row draws; one point without values where there
+    are none."""
+    drawn = {n.name for n in walk(expr) if isinstance(n, Draw) and n.kind in NUMBERS}
     if not drawn:
         yield {}
         return
+    for point in everywhere(setting, case, count):
+        yield {name: value for name, value in point.items() if name in drawn}
+
+
+def everywhere(setting: Setting, case: Case, count: int = 24) -> Iterator[dict[str, float]]:
+    """Values of all numbers that a row draws, spread evenly over what its laws and conditions
+    allow."""
     row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
-    names = [n for n, d in setting.objective.draws.items() if d.kind in numbers]
+    names = [n for n, d in setting.objective.draws.items() if d.kind in NUMBERS]
     chain = Chain(setting.domain.bounds(row), names)
     turns = [turn(k) for k in range(len(names))]
     for index in range(1, count + 1):
-        point = chain.point((0.5 + index * step) % 1 for step in turns)
-        yield {name: value for name, value in point.items() if name in drawn}
+        yield chain.point((0.5 + index * step) % 1 for step in turns)
 
 
 def turn(k: int) -> float:

@@ -132,7 +132,7 @@ class Trial:
             if term is None or term.target is None:
                 return False
             for case in self.kinds(name):
-                if not _holds(analysis, make_case(term, case.facts, case.implied)):
+                if not _holds(analysis, make_case(analysis.domain, term, case.facts, case.implied)):
                     return False
         return True
 

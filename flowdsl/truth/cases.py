@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from flowdsl.calculus.domain import NEGATED, Domain
 from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.settle import settle
 from flowdsl.spec.core import (
     FALSE,
     ONE,
@@ -47,9 +48,6 @@ class Case:
         """Another expression of the objective on the rows of this case."""
         return on_rows(expr, self.facts)
 
-    def with_facts(self, more: dict[Expr, bool]) -> Case:
-        return make_case(self.term, {**self.facts, **more}, self.implied)
-
 
 def on_rows(expr: Expr, facts: dict[Expr, bool]) -> Expr:
     """The expression on rows with these properties; an equality that holds is used as one."""
@@ -69,15 +67,16 @@ def _replace(expr: Expr, left: Expr, right: Expr) -> Expr:
     return transform(expr, lambda node: right if node == left else node)
 
 
-def make_case(term: Term, facts: dict[Expr, bool], implied: frozenset[Expr]) -> Case:
-    return Case(
-        term,
-        facts,
-        implied,
-        on_rows(term.prediction, facts),
-        None if term.target is None else on_rows(term.target, facts),
-        on_rows(term.loss, facts),
-    )
+def make_case(
+    domain: Domain, term: Term, facts: dict[Expr, bool], implied: frozenset[Expr]
+) -> Case:
+    """A term on rows with these properties; |x|, min and max are what they are on such rows."""
+
+    def here(expr: Expr) -> Expr:
+        return settle(domain, facts, on_rows(expr, facts))
+
+    target = None if term.target is None else here(term.target)
+    return Case(term, facts, implied, here(term.prediction), target, here(term.loss))
 
 
 def relevant(objective: Objective, term: Term) -> list[Expr]:
@@ -112,7 +111,7 @@ def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
             return
         condition = _next_condition(expressions, facts)
         if condition is None:
-            leaves.append(make_case(term, facts, implied))
+            leaves.append(make_case(domain, term, facts, implied))
             if len(leaves) > LIMIT:
                 raise TooManyKinds(f"more than {LIMIT} kinds of rows")
             return
