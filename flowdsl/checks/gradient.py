@@ -14,11 +14,11 @@ from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.signs import wrong_sign
-from flowdsl.spec.core import Apply, Evaluate, Expr, Level, Stop, children, walk
+from flowdsl.spec.core import Apply, Evaluate, Expr, Level, children, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import live_calls
+from flowdsl.truth.sample import live_calls, live_nodes
 
 NAME = "gradient"
 
@@ -90,7 +90,7 @@ def _backward(calls: list[Evaluate]) -> str:
 def _fixed(objective: Objective, term: Term) -> list[Verdict]:
     """Gradient that passes through the arguments of a network whose parameters are fixed."""
     found = []
-    for node in _live_nodes(term.loss):
+    for node in live_nodes(term.loss):
         network = objective.networks[node.network]
         if not network.frozen and network.average_of is None:
             continue
@@ -100,7 +100,7 @@ def _fixed(objective: Objective, term: Term) -> list[Verdict]:
             continue
         what = "a frozen network" if network.frozen else f"an average of {network.average_of}"
         message = f"gradient reaches {', '.join(through)} through {node.network}, {what}"
-        in_target = term.target is not None and node in _live_nodes(term.target)
+        in_target = term.target is not None and node in live_nodes(term.target)
         average = network.average_of is not None and in_target
         diagnostic = Diagnostic(
             NAME, message, node.span or term.span,
@@ -113,26 +113,8 @@ def _fixed(objective: Objective, term: Term) -> list[Verdict]:
     return found
 
 
-def _live_nodes(expr: Expr) -> list[Evaluate]:
-    """Every network evaluation that is not under a stop."""
-    found: dict[Evaluate, None] = {}
-    seen: set[Expr] = set()
-
-    def visit(node: Expr) -> None:
-        if isinstance(node, Stop) or node in seen:
-            return
-        seen.add(node)
-        for child in children(node):
-            visit(child)
-        if isinstance(node, Evaluate):
-            found[node] = None
-
-    visit(expr)
-    return list(found)
-
-
 def _second_order(objective: Objective, term: Term) -> list[Verdict]:
-    live = [n for n in _live_nodes(term.loss) if n.directions]
+    live = [n for n in live_nodes(term.loss) if n.directions]
     names = sorted({n.network for n in live if not objective.networks[n.network].frozen})
     if not names:
         return []

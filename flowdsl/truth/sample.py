@@ -210,8 +210,8 @@ def check_law(objective: Objective, base: PathState) -> None:
     raise Undecided("what stands in the place of the noise has another law", base.noise.span)
 
 
-def live_calls(objective: Objective, expr: Expr) -> list[Evaluate]:
-    """The evaluations of learning networks through which gradient flows, in order."""
+def live_nodes(expr: Expr) -> list[Evaluate]:
+    """The evaluations of networks that are under no stop, in order."""
     found: dict[Evaluate, None] = {}
     seen: set[Expr] = set()
 
@@ -222,12 +222,20 @@ def live_calls(objective: Objective, expr: Expr) -> list[Evaluate]:
         for child in children(node):
             visit(child)
         if isinstance(node, Evaluate):
-            network = objective.networks[node.network]
-            if not network.frozen and network.average_of is None:
-                found[node] = None
+            found[node] = None
 
     visit(expr)
     return list(found)
+
+
+def live_calls(objective: Objective, expr: Expr) -> list[Evaluate]:
+    """The evaluations of learning networks through which gradient flows, in order."""
+    networks = objective.networks
+    return [
+        node
+        for node in live_nodes(expr)
+        if not networks[node.network].frozen and networks[node.network].average_of is None
+    ]
 
 
 def learning_calls(objective: Objective, prediction: Expr, target: Expr | None) -> list[Evaluate]:
