@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from flowdsl.spec.clause import Clause
+from flowdsl.spec.scope import Clause
 
 
 @cache

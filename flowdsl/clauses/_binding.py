@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flowdsl.diagnostics import fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.core import Kind
-from flowdsl.spec.scope import Scope
+from flowdsl.spec.scope import Clause, Scope
 from flowdsl.syntax.grammar import SectionSyntax
 from flowdsl.syntax.lines import Binding, DrawLine
 from flowdsl.syntax.tree import Line

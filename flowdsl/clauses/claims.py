@@ -8,9 +8,8 @@ from functools import partial
 from typing import Literal
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Claim
-from flowdsl.spec.scope import Resolve, Scope
+from flowdsl.spec.scope import Clause, Resolve, Scope
 from flowdsl.syntax.format import format_expression
 from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Comparison, Expression, Line, Name

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.core import Kind
 from flowdsl.spec.objective import Network
-from flowdsl.spec.scope import Scope
+from flowdsl.spec.scope import Clause, Scope
 from flowdsl.syntax.format import format_expression
 from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Expression, Line

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowdsl.diagnostics import fail
-from flowdsl.spec.clause import Clause
-from flowdsl.spec.scope import Scope
+from flowdsl.spec.scope import Clause, Scope
 from flowdsl.syntax.grammar import SectionSyntax
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.tree import Line

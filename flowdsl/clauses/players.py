@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Player
-from flowdsl.spec.scope import Scope
+from flowdsl.spec.scope import Clause, Scope
 from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Line
 

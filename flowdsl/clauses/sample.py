@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from flowdsl.clauses._binding import only_plain
 from flowdsl.diagnostics import did_you_mean, fail
-from flowdsl.spec.clause import Clause
-from flowdsl.spec.scope import Scope
+from flowdsl.spec.scope import Clause, Scope
 from flowdsl.syntax.grammar import SectionSyntax
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.tree import Line

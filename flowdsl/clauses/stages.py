@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.objective import Stage
-from flowdsl.spec.scope import Scope
+from flowdsl.spec.scope import Clause, Scope
 from flowdsl.syntax.grammar import END, SectionSyntax, Wanted
 from flowdsl.syntax.tree import Line
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowdsl.diagnostics import Span, fail
-from flowdsl.spec.clause import Clause
-from flowdsl.spec.scope import Scope, TermLine
+from flowdsl.spec.scope import Clause, Scope, TermLine
 from flowdsl.syntax.format import format_expression, with_rows
 from flowdsl.syntax.grammar import END, END_ON, SectionSyntax, Wanted
 from flowdsl.syntax.lines import Binding

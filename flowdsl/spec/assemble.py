@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from flowdsl.diagnostics import Diagnostic, DiagnosticError, Span, did_you_mean, fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.core import (
     Apply,
     Draw,
@@ -19,7 +18,7 @@ from flowdsl.spec.core import (
 from flowdsl.spec.env import Env
 from flowdsl.spec.objective import Claim, DrawDeclaration, LawCall, Network, Objective, Term
 from flowdsl.spec.resolve import Resolver
-from flowdsl.spec.scope import Scope, TermLine
+from flowdsl.spec.scope import Clause, Scope, TermLine
 from flowdsl.syntax.lines import Binding, Labelled
 from flowdsl.syntax.tree import Expression, Tree
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
 from flowdsl.prelude.laws import LAWS
@@ -21,16 +20,14 @@ from flowdsl.spec.core import (
 from flowdsl.spec.env import Env
 from flowdsl.spec.flows import flow
 from flowdsl.spec.operations import OPERATIONS
+from flowdsl.spec.resolving import Resolving
 from flowdsl.syntax.lines import Binding
 from flowdsl.syntax.tree import Call, Name, Replacement
-
-if TYPE_CHECKING:
-    from flowdsl.spec.resolve import Resolver
 
 MAX_CALLS = 50_000
 
 
-def call(resolver: Resolver, node: Call, env: Env) -> Expr:
+def call(resolver: Resolving, node: Call, env: Env) -> Expr:
     resolver.calls += 1
     if resolver.calls > MAX_CALLS:
         raise fail("resolve", "this spec calls functions too often to be resolved", node.span)
@@ -80,7 +77,7 @@ def call(resolver: Resolver, node: Call, env: Env) -> Expr:
 
 
 def _arguments(
-    resolver: Resolver, node: Call, count: int, env: Env, usage: str = ""
+    resolver: Resolving, node: Call, count: int, env: Env, usage: str = ""
 ) -> tuple[Expr, ...]:
     if node.keywords:
         raise fail("resolve", f"`{node.function}` takes no `name = value`", node.keywords[0].span)
@@ -95,7 +92,7 @@ def _arguments(
     return tuple(resolver.expression(a, env) for a in node.arguments)
 
 
-def _network(resolver: Resolver, node: Call, env: Env) -> Expr:
+def _network(resolver: Resolving, node: Call, env: Env) -> Expr:
     network = resolver.scope.networks[resolver.scope.heads[node.function]]
     usage = f"{node.function}({', '.join(name for name, _ in network.arguments)})"
     args = _arguments(resolver, node, len(network.arguments), env, usage)
@@ -112,7 +109,7 @@ def _network(resolver: Resolver, node: Call, env: Env) -> Expr:
 
 
 def _argument_kind(
-    resolver: Resolver, network: str, index: int, name: str, arg: Expr, span: Span
+    resolver: Resolving, network: str, index: int, name: str, arg: Expr, span: Span
 ) -> None:
     kind = resolver.kind(arg)
     if kind in (Kind.TRUTH, Kind.LABEL):
@@ -132,7 +129,7 @@ def _argument_kind(
 
 
 def _replacements(
-    resolver: Resolver, node: Call, allowed: Sequence[str], what: str, env: Env
+    resolver: Resolving, node: Call, allowed: Sequence[str], what: str, env: Env
 ) -> dict[str, Expr]:
     out: dict[str, Expr] = {}
     for replacement in node.replaced:
@@ -148,7 +145,7 @@ def _replacements(
     return out
 
 
-def _state(resolver: Resolver, node: Call, env: Env) -> Expr:
+def _state(resolver: Resolving, node: Call, env: Env) -> Expr:
     (time,) = _arguments(resolver, node, 1, env)
     ends = _replacements(resolver, node, ("data", "noise"), f"the path `{node.function}` has", env)
     for end, value in ends.items():
@@ -175,7 +172,7 @@ def velocity_of(state: Expr, span: Span) -> Expr:
     )
 
 
-def _function(resolver: Resolver, node: Call, env: Env) -> Expr:
+def _function(resolver: Resolving, node: Call, env: Env) -> Expr:
     entries = resolver.scope.entries[node.function]
     lines = [e.line for e in entries if isinstance(e.line, Binding)]
     if not lines or lines[0].parameters is None:
@@ -188,7 +185,7 @@ def _function(resolver: Resolver, node: Call, env: Env) -> Expr:
     return _inline(resolver, lines, node, env)
 
 
-def _inline(resolver: Resolver, lines: Sequence[Binding], node: Call, env: Env) -> Expr:
+def _inline(resolver: Resolving, lines: Sequence[Binding], node: Call, env: Env) -> Expr:
     """A function's body with its parameters bound; later lines replace it on their rows."""
     if node.function in resolver.asking:
         raise fail("resolve", f"`{node.function}` calls itself", node.span)
@@ -219,7 +216,7 @@ def _inline(resolver: Resolver, lines: Sequence[Binding], node: Call, env: Env) 
     return value
 
 
-def _bind(resolver: Resolver, node: Call, parameters: Sequence[str], env: Env) -> tuple[Expr, ...]:
+def _bind(resolver: Resolving, node: Call, parameters: Sequence[str], env: Env) -> tuple[Expr, ...]:
     if node.replaced:
         raise fail(
             "resolve",
@@ -250,7 +247,7 @@ def _bind(resolver: Resolver, node: Call, parameters: Sequence[str], env: Env) -
     return (*given, *rest)
 
 
-def _map(resolver: Resolver, node: Call, env: Env) -> Expr:
+def _map(resolver: Resolving, node: Call, env: Env) -> Expr:
     line = resolver.scope.map_lines.get(node.function)
     if line is None:
         raise fail("resolve", "there is no map", node.span, hint="add a section `map`")
@@ -274,7 +271,7 @@ def _map(resolver: Resolver, node: Call, env: Env) -> Expr:
     return resolver.expression(line.body, inner)
 
 
-def _replaced_in_map(resolver: Resolver, replacement: Replacement, env: Env) -> Expr | str:
+def _replaced_in_map(resolver: Resolving, replacement: Replacement, env: Env) -> Expr | str:
     if replacement.name in resolver.scope.heads:
         if isinstance(replacement.value, Name) and replacement.value.id in resolver.scope.heads:
             return replacement.value.id
@@ -294,17 +291,17 @@ def _replaced_in_map(resolver: Resolver, replacement: Replacement, env: Env) -> 
     return resolver.expression(replacement.value, env)
 
 
-def _stop(resolver: Resolver, node: Call, env: Env) -> Expr:
+def _stop(resolver: Resolving, node: Call, env: Env) -> Expr:
     (body,) = _arguments(resolver, node, 1, env)
     return Stop(body, span=node.span)
 
 
-def _velocity(resolver: Resolver, node: Call, env: Env) -> Expr:
+def _velocity(resolver: Resolving, node: Call, env: Env) -> Expr:
     (state,) = _arguments(resolver, node, 1, env)
     return velocity_of(state, node.span)
 
 
-_SPECIAL: dict[str, Callable[[Resolver, Call, Env], Expr]] = {
+_SPECIAL: dict[str, Callable[[Resolving, Call, Env], Expr]] = {
     "stop": _stop,
     "velocity": _velocity,
     "flow": flow,

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import did_you_mean, fail
 from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import Apply, Expr, Number
 from flowdsl.spec.env import Env
+from flowdsl.spec.resolving import Resolving
 from flowdsl.syntax.tree import Call, Expression, Name
-
-if TYPE_CHECKING:
-    from flowdsl.spec.resolve import Resolver
 
 MAX_STEPS = 64
 
 
-def flow(resolver: Resolver, node: Call, env: Env) -> Expr:
+def flow(resolver: Resolving, node: Call, env: Env) -> Expr:
     """`flow(F, x, t, s, steps = N, order = 1)`: a map composed, or a velocity integrated by steps
     of Euler (order 1) or Heun (order 2).
     """
@@ -51,7 +48,7 @@ def flow(resolver: Resolver, node: Call, env: Env) -> Expr:
     return state
 
 
-def _flow_options(resolver: Resolver, node: Call, env: Env) -> tuple[Name, int, int]:
+def _flow_options(resolver: Resolving, node: Call, env: Env) -> tuple[Name, int, int]:
     """What flows, in how many steps, of which order."""
     keywords = {k.name: k.value for k in node.keywords}
     steps_node, order_node = keywords.pop("steps", None), keywords.pop("order", None)
@@ -73,7 +70,7 @@ def _flow_options(resolver: Resolver, node: Call, env: Env) -> tuple[Name, int, 
     return what, steps, order
 
 
-def _count(resolver: Resolver, node: Expression, env: Env, most: int, what: str) -> int:
+def _count(resolver: Resolving, node: Expression, env: Env, most: int, what: str) -> int:
     value = constant_value(resolver.expression(node, env), resolver.constants)
     if value is None or value.denominator != 1 or not 1 <= value <= most:
         limits = f" from 1 to {most}" if what.endswith("number") else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import Span, did_you_mean, fail
 from flowdsl.prelude.laws import LAWS, Law, Parameter
@@ -11,11 +10,9 @@ from flowdsl.spec.constants import constant_value
 from flowdsl.spec.core import Expr, Kind, Level, Number
 from flowdsl.spec.objective import LawCall
 from flowdsl.spec.operations import OPERATIONS
+from flowdsl.spec.resolving import Resolving
+from flowdsl.spec.scope import Clause
 from flowdsl.syntax.tree import Binary, Call, Expression, Unary
-
-if TYPE_CHECKING:
-    from flowdsl.spec.clause import Clause
-    from flowdsl.spec.resolve import Resolver
 
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
 _NOISE = re.compile(r"noise'+$")
@@ -25,7 +22,7 @@ _NUMBERS = (Kind.SCALAR, Kind.TIME)
 class LawResolver:
     """Reads laws. They nest (`sorted(normal(0, 1))`) and may be transformed (`atan(LAW)`)."""
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolving) -> None:
         self._resolver = resolver
 
     def resolve(self, node: Expression) -> LawCall:

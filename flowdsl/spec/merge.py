@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from flowdsl.diagnostics import fail
-from flowdsl.spec.clause import Clause
+from flowdsl.spec.scope import Clause
 from flowdsl.syntax.tree import Line, Section, Tree
 
 MAX_ANCESTORS = 16

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING
 
 from flowdsl.diagnostics import Span, fail
 from flowdsl.spec.calls import velocity_of
@@ -26,15 +25,13 @@ from flowdsl.spec.differentiate import differentiate
 from flowdsl.spec.env import Env
 from flowdsl.spec.objective import FlowMap, Moving, Path
 from flowdsl.spec.operations import OPERATIONS
+from flowdsl.spec.resolving import Resolving
 from flowdsl.syntax.tree import Derivative, Name
-
-if TYPE_CHECKING:
-    from flowdsl.spec.resolve import Resolver
 
 MAX_ORDER = 4
 
 
-def resolve_path(resolver: Resolver, name: str) -> Path:
+def resolve_path(resolver: Resolving, name: str) -> Path:
     """The path as a body over formals, with its velocity."""
     line = resolver.scope.path_lines[name]
     time = Formal(resolver.time_name(name), Kind.TIME)
@@ -55,7 +52,7 @@ def resolve_path(resolver: Resolver, name: str) -> Path:
     return Path(name, time.name, body, velocity, line.span)
 
 
-def resolve_map(resolver: Resolver, name: str) -> FlowMap:
+def resolve_map(resolver: Resolving, name: str) -> FlowMap:
     """The map as a body over formals."""
     line = resolver.scope.map_lines[name]
     state = Formal(line.state, Kind.STATE)
@@ -73,7 +70,7 @@ def resolve_map(resolver: Resolver, name: str) -> FlowMap:
     return FlowMap(name, line.state, state, ends[0], ends[1], body, line.span)
 
 
-def resolve_moving(resolver: Resolver) -> Moving | None:
+def resolve_moving(resolver: Resolving) -> Moving | None:
     """`differentiate time along direction`."""
     line = resolver.scope.moving_line
     if line is None:
@@ -87,7 +84,7 @@ def resolve_moving(resolver: Resolver) -> Moving | None:
     return Moving(time, direction, span, along)
 
 
-def derivative(resolver: Resolver, node: Derivative, env: Env) -> Expr:
+def derivative(resolver: Resolving, node: Derivative, env: Env) -> Expr:
     """Forward differentiation: `X` and the states that depend on it become moving formals."""
     variable, span = node.variable, node.span
     current = resolver.name(variable, span, env)
@@ -140,7 +137,7 @@ def derivative(resolver: Resolver, node: Derivative, env: Env) -> Expr:
     return replace(replaced, span=span)
 
 
-def _direction(resolver: Resolver, variable: str, state: Expr, span: Span) -> Expr:
+def _direction(resolver: Resolving, variable: str, state: Expr, span: Span) -> Expr:
     declared = resolver.moving()
     if declared is not None and declared.time == variable and declared.along is not None:
         return declared.along
@@ -148,7 +145,7 @@ def _direction(resolver: Resolver, variable: str, state: Expr, span: Span) -> Ex
 
 
 def _differentiate(
-    resolver: Resolver, body: Expr, tangents: Mapping[Expr, Expr], span: Span
+    resolver: Resolving, body: Expr, tangents: Mapping[Expr, Expr], span: Span
 ) -> Expr | None:
     result = differentiate(
         body, tangents, partial(_path_rate, resolver), partial(_partials, resolver)
@@ -156,7 +153,7 @@ def _differentiate(
     return None if result is None else resolver.checked(result, span)
 
 
-def _path_rate(resolver: Resolver, node: PathState | PathVelocity) -> Expr:
+def _path_rate(resolver: Resolving, node: PathState | PathVelocity) -> Expr:
     """d/dt of a path state or velocity at fixed ends."""
     if isinstance(node, PathState):
         return PathVelocity(node.path, node.time, node.data, node.noise)
@@ -171,7 +168,7 @@ def _path_rate(resolver: Resolver, node: PathState | PathVelocity) -> Expr:
     return replace_formals(rate, ends)
 
 
-def _partials(resolver: Resolver, op: str, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
+def _partials(resolver: Resolving, op: str, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
     rules = OPERATIONS[op].derivative or ()
     env = Env(values=dict(zip(("x", "y", "z"), args, strict=False)))
     return tuple(resolver.expression(resolver.scope.parse_rule(rule), env) for rule in rules)

@@ -28,7 +28,7 @@ from flowdsl.spec.env import TOP, Env
 from flowdsl.spec.laws import LawResolver
 from flowdsl.spec.motion import derivative, resolve_map, resolve_moving, resolve_path
 from flowdsl.spec.objective import DrawDeclaration, DrawLine, FlowMap, Moving, Path
-from flowdsl.spec.operators import Operators
+from flowdsl.spec.resolving import Resolving
 from flowdsl.spec.scope import Entry, Scope
 from flowdsl.syntax import lines as syntax_lines
 from flowdsl.syntax.tree import (
@@ -48,25 +48,17 @@ _ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "and"
 _COMPARE = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
 
 
-class Resolver:
+class Resolver(Resolving):
     """Resolves the expressions of one scope."""
 
     def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.constants: dict[str, Fraction] = {}
+        super().__init__(scope)
         self.draws: dict[str, DrawDeclaration] = {}
         self.definitions: dict[str, Expr] = {}
-        self.asking: list[str] = []  # names being resolved, to find circles
-        self.calls = 0
         self._paths: dict[str, Path] = {}
         self._maps: dict[str, FlowMap] = {}
         self._moving: Moving | None = None
         self._laws = LawResolver(self)
-        operators = Operators(scope.networks, self.constants)
-        self.kind = operators.kind
-        self.checked = operators.checked
-        self.apply = operators.apply
-        self.select = operators.select_rows
 
     def name(self, name: str, span: Span, env: Env = TOP) -> Expr:
         """What a name means where it stands."""

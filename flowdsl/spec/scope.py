@@ -1,4 +1,4 @@
-"""What the names of a spec mean: filled by the clauses, asked by the resolver.
+"""Headings, and what the names of a spec mean: filled by the clauses, asked by the resolver.
 
 Definitions may stand in any order. A name's lines are folded when it is first asked for: the first
 line gives its value, each later one replaces the value on its rows.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flowdsl.diagnostics import Span, fail
-from flowdsl.spec.clause import Clause
 from flowdsl.spec.core import Expr, Kind
 from flowdsl.spec.objective import (
     Claim,
@@ -18,8 +18,35 @@ from flowdsl.spec.objective import (
     Player,
     Stage,
 )
+from flowdsl.syntax.grammar import SectionSyntax
 from flowdsl.syntax.lines import Binding, DrawLine, Labelled
 from flowdsl.syntax.tree import Expression, Line, Tree
+
+#: Under `extends`: lines merge name by name, the section is replaced whole, or it is never
+# inherited.
+Merge = Literal["names", "whole", "never"]
+
+#: Enters the lines of one section into the scope. Order does not matter: names are looked up later.
+Enter = Callable[["Scope", Sequence[Line]], None]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One section keyword. `summary` is a sentence for `flowdsl explain` and the documentation."""
+
+    syntax: SectionSyntax
+    merge: Merge
+    enter: Enter
+    summary: str
+    example: str
+    place: int  # where the heading stands in a printed spec
+    draws: Kind = Kind.SCALAR  # what a name drawn under this heading is, unless its law says more
+    transparent: bool = False  # whether `d/dX[…]` looks into names defined under this heading
+    group: bool = False  # whether the heading groups terms
+
+    @property
+    def keyword(self) -> str:
+        return self.syntax.keyword
 
 
 @dataclass(frozen=True)
