@@ -15,12 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowdsl.api import Objective, load, loads, shipped
+    from flowdsl.api import NotProvedWarning, Objective, load, loads, shipped
     from flowdsl.checks import Report, Verdict
     from flowdsl.diagnostics import Diagnostic, DiagnosticError
     from flowdsl.runtime.loss import Loss, LossModule
 
 _HOMES = {
+    "NotProvedWarning": "flowdsl.api",
     "Objective": "flowdsl.api",
     "load": "flowdsl.api",
     "loads": "flowdsl.api",
@@ -38,6 +39,7 @@ __all__ = [
     "DiagnosticError",
     "Loss",
     "LossModule",
+    "NotProvedWarning",
     "Objective",
     "Report",
     "Verdict",

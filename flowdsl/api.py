@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,19 @@ if TYPE_CHECKING:
     from flowdsl.runtime.loss import Loss
 
 
-@dataclass(frozen=True)
+class NotProvedWarning(UserWarning):
+    """An objective is compiled although a check fails. To make it an error:
+    `warnings.simplefilter("error", flowdsl.NotProvedWarning)`.
+    """
+
+
+def unproved_text(objective: Objective) -> str:
+    """What is said when an objective is used that is not proved."""
+    failed = ", ".join(objective.unproved)
+    return f"{objective.name} is not proved ({failed}); see `flowdsl check`"
+
+
+@dataclass(frozen=True, repr=False)
 class Objective:
     """One training objective, read and resolved.
 
@@ -31,6 +46,20 @@ class Objective:
 
     tree: Tree
     typed: spec.Objective
+
+    def __repr__(self) -> str:
+        networks = ", ".join(self.typed.networks)
+        terms = ", ".join(term.name for term in self.typed.terms)
+        return f"Objective({self.name}: networks {networks}; terms {terms})"
+
+    def _repr_html_(self) -> str:
+        """The spec, for a notebook."""
+        return f"<pre>{escape(self.tree.source.text)}</pre>"
+
+    def _repr_latex_(self) -> str | None:
+        """The derivation of the target from the map, for a notebook; None where there is none."""
+        derivation = pipeline.derivable(self.typed)
+        return None if derivation is None else f"$$\n{derivation}\n$$"
 
     @property
     def name(self) -> str:
@@ -43,6 +72,12 @@ class Objective:
     def check(self, *, only: Iterable[str] | None = None, time_limit: float = 20.0) -> Report:
         """Every check's verdicts. `only` names some checks; the limit is seconds for each."""
         return pipeline.checked(self.typed, only=only, time_limit=time_limit)
+
+    @cached_property
+    def unproved(self) -> tuple[str, ...]:
+        """The checks that fail within five seconds each; empty when all is proved."""
+        report = self.check(time_limit=5)
+        return tuple(sorted({v.check for v in report.verdicts if not v.ok}))
 
     def graph(
         self,
@@ -78,14 +113,18 @@ class Objective:
         constants: Constants | None = None,
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
+        check: bool = True,
     ) -> Loss:
-        """The loss.
+        """The loss. Warns with `NotProvedWarning` when a check fails, unless `check` is False: the
+        loss runs all the same, and learns another thing.
 
         `derivative="finite_difference"` takes central differences, for networks that have no
         forward derivative; `constants` replaces values of the spec's `constants`. With
         `fixed_shapes` no shape depends on what is drawn, as torch.compile needs it. `without` names
         passes to leave out.
         """
+        if check and self.unproved:
+            warnings.warn(NotProvedWarning(unproved_text(self)), stacklevel=2)
         options = _options(optimize, derivative, fixed_shapes, without)
         return pipeline.compiled(self.typed, options, constants)
 

@@ -208,6 +208,14 @@ def derived(objective: Objective, *, latex: bool = False) -> str:
     return derivation.latex if latex else derivation.text
 
 
+def derivable(objective: Objective) -> str | None:
+    """The derivation as LaTeX; None where the map and the moving time imply no target."""
+    from flowdsl.proof.derive import derive_if_possible
+
+    derivation = derive_if_possible(objective)
+    return None if derivation is None else derivation.latex
+
+
 def compared(
     objective: Objective,
     other: Objective,

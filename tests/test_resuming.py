@@ -70,6 +70,17 @@ def test_interrupted_by_ctrl_c_and_resumed_is_the_same_run(tmp_path, whole, caps
     assert_same_end(tmp_path / "run", whole)
 
 
+def test_a_run_that_is_stopped_between_two_lines_writes_what_it_has(tmp_path, whole):
+    result = start(tmp_path / "run", at(2, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert result.step == 3
+    (line,) = log_of(tmp_path / "run")
+    assert (line["step"], line["partial"]) == (3, True)
+    three = log_of(start(tmp_path / "three", words=["steps=3"]).path)
+    assert {k: v for k, v in line.items() if k != "partial"} == three[-1]
+    assert go_on(tmp_path / "run").finished  # the partial line gives way
+    assert_same_end(tmp_path / "run", whole)
+
+
 def test_killed_between_checkpoints_and_resumed_is_the_same_run(tmp_path, whole):
     class Killed(BaseException):
         pass

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Literal
 
-from flowdsl.diagnostics import Diagnostic
+from flowdsl.diagnostics import Diagnostic, render
 
 Status = Literal[
     "proved",
@@ -96,7 +97,10 @@ def cut(text: str, most: int = 240) -> str:
     return f"{text[: fitting[-1]]} … and {len(ends) - len(fitting) + 1} more terms"
 
 
-@dataclass(frozen=True)
+_HEAD = ("check", "term", "rows", "verdict", "reason")
+
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """Everything the checker has to say about one objective.
 
@@ -153,11 +157,29 @@ class Report:
             "messages": [diagnostic.as_dict() for diagnostic in self.diagnostics],
         }
 
+    def __repr__(self) -> str:
+        failed = ", ".join(dict.fromkeys(v.check for v in self.verdicts if not v.ok))
+        return f"Report({self.objective}: {f'fails {failed}' if failed else 'all checks pass'})"
+
+    def __str__(self) -> str:
+        return self.render()
+
+    def _repr_html_(self) -> str:
+        """The table for a notebook, failures in bold, and the messages of what failed."""
+        head = "".join(f"<th>{name}</th>" for name in _HEAD)
+        rows = []
+        for v in self.verdicts:
+            cells = [escape(x) for x in (v.check, v.term, v.case, v.shown, v.reason)]
+            cells[3] = cells[3] if v.ok else f"<b>{cells[3]}</b>"
+            rows.append("<tr>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>")
+        errors = [render(d) for d in self.diagnostics if d.severity == "error"]
+        told = f"<pre>{escape(chr(10).join(errors))}</pre>" if errors else ""
+        return f"<table><tr>{head}</tr>{''.join(rows)}</table>{told}"
+
     def render(self) -> str:
         """The verdicts as an aligned table: check, term, rows, verdict, reason."""
-        head = ("check", "term", "rows", "verdict", "reason")
         rows = [(v.check, v.term, v.case, v.shown, v.reason) for v in self.verdicts]
-        return _table([head, *rows])
+        return _table([_HEAD, *rows])
 
 
 def of_rows(members: list[Verdict]) -> Diagnostic:

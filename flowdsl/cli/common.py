@@ -53,13 +53,10 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 def warn_unless_proved(objective: Objective) -> None:
     """One line on the error stream when a check fails: the loss runs, and learns another thing."""
-    report = objective.check(time_limit=5)
-    failed = sorted({v.check for v in report.verdicts if not v.ok})
-    if failed:
-        typer.echo(
-            f"warning: {objective.name} is not proved ({', '.join(failed)}); see `flowdsl check`",
-            err=True,
-        )
+    from flowdsl.api import unproved_text
+
+    if objective.unproved:
+        typer.echo(f"warning: {unproved_text(objective)}", err=True)
 
 
 def wide_console() -> Console:

@@ -46,3 +46,9 @@ class Program:
     steps: tuple[Step, ...] = field(default=(), compare=False)
     optimized: bool = True
     written: Graph | None = field(default=None, compare=False)
+
+    def _repr_svg_(self) -> str:
+        """The last phase's evaluations as a picture, for a notebook."""
+        from flowdsl.ir.picture import svg
+
+        return svg(self.phases[-1].graph)

@@ -75,6 +75,14 @@ def derive(
         raise Undecided("the derivation divides by zero") from None
 
 
+def derive_if_possible(objective: Objective) -> Derivation | None:
+    """The derivation, or None where nothing implies the target."""
+    try:
+        return derive(objective)
+    except Undecided:
+        return None
+
+
 class _Deriver:
     """One derivation: the map's weights, the moving time, and the pieces put together."""
 

@@ -8,7 +8,7 @@ the data is saved in a checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -63,7 +63,8 @@ class DataCard:
 
     `spec` is what a user typed (`digits`, `folder:/photos`); `shape` is (channels, height, width);
     `classes` is None for data without labels; `patch` is the side of a patch for the bundled
-    network where its own choice does not suit the data.
+    network where its own choice does not suit the data. `conditions` is the file of embeddings that
+    stand in the place of classes, if there is one.
     """
 
     name: str
@@ -73,6 +74,7 @@ class DataCard:
     class_names: tuple[str, ...] = ()
     patch: int | None = None
     pixels: Pixels = Pixels()
+    conditions: str = ""
 
     def class_name(self, label: int) -> str:
         return self.class_names[label] if label < len(self.class_names) else str(label)
@@ -81,12 +83,13 @@ class DataCard:
 @dataclass(frozen=True, eq=False)
 class Split:
     """`count` rows. `take` gives the states of some rows by their indices; `labels` (count,) int64
-    or None.
+    or None; `ids` the place of each row among all the data, where conditions can go by it.
     """
 
     count: int
     take: Callable[[Tensor], Tensor]
     labels: Tensor | None = None
+    ids: Tensor | None = None
 
     def rows(self, indices: Tensor) -> Batch:
         label = None if self.labels is None else self.labels[indices]
@@ -100,13 +103,14 @@ class Split:
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and held-out rows with their card. `flip` mirrors training images left to right, by
-    a coin per row.
+    a coin per row; `files` are the names of all rows, where each is a file.
     """
 
     card: DataCard
     train: Split
     held_out: Split
     flip: bool = False
+    files: tuple[str, ...] = ()
 
     def batch(self, step: int, seed: int, size: int) -> Batch:
         """The `size` training rows of this step: a pure function of (seed, step, size)."""
@@ -116,6 +120,40 @@ class Dataset:
         mirrored = torch.rand(size, generator=generator(seed, "flip", step)) < 0.5
         data = torch.where(mirrored.view(-1, 1, 1, 1), batch.data.flip(-1), batch.data)
         return Batch(data, batch.label)
+
+
+#: With fewer held-out rows than this an evaluation says little.
+FEW = 100
+
+
+def dataset_lines(dataset: Dataset, *, labelled: bool) -> list[str]:
+    """What a run tells of its data: how many rows, how they are split, and into which classes.
+    `labelled` says whether the objective looks at the classes.
+    """
+    card = dataset.card
+    channels, height, width = card.shape
+    what = "points" if card.pixels.kind == "points" else f"images of {width}x{height}x{channels}"
+    train, held_out = dataset.train.count, dataset.held_out.count
+    text = f"data: {train + held_out:,} {what}, {train:,} to train, {held_out:,} held out"
+    if card.conditions:
+        text += f", {card.classes:,} conditions from {card.conditions}"
+    elif card.classes is not None:
+        names = [card.class_name(k) for k in range(min(card.classes, 4))]
+        more = ", …" if card.classes > len(names) else ""
+        text += f", {card.classes} classes ({', '.join(names)}{more})"
+        text += "" if labelled else ", which no network sees"
+    lines = [text]
+    if held_out < FEW:
+        lines.append(f"note: {too_few(held_out)}")
+    return lines
+
+
+def too_few(held_out: int) -> str:
+    """Why an evaluation on so few rows says little."""
+    return (
+        f"{held_out} held-out rows are few: the numbers of `flowdsl evaluate` mean little below "
+        f"{FEW}"
+    )
 
 
 @lru_cache(maxsize=4)
@@ -154,6 +192,8 @@ def split(
     order = permutation(len(data), SPLIT_SEED, 0)
     kept = max(1, min(len(data) - 1, round(len(data) * (1 - held_out))))
     train, rest = order[:kept].sort().values, order[kept:].sort().values
-    if labels is None:
-        return in_memory(data[train]), in_memory(data[rest])
-    return in_memory(data[train], labels[train]), in_memory(data[rest], labels[rest])
+    parts = []
+    for rows in (train, rest):
+        part = in_memory(data[rows], None if labels is None else labels[rows])
+        parts.append(replace(part, ids=rows))
+    return parts[0], parts[1]

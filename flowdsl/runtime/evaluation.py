@@ -46,7 +46,8 @@ class Row:
 @dataclass(frozen=True)
 class Evaluation:
     """A table of metrics with the protocol that made it: two tables of one protocol can be
-    compared.
+    compared. `reference` training rows are what samples are compared with; of the `held_out` rows
+    there are, `count` are measured the same way.
     """
 
     objective: str
@@ -60,6 +61,8 @@ class Evaluation:
     features: str
     weights: str = ""
     step: int = 0
+    reference: int = 0
+    held_out: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -69,6 +72,14 @@ class Evaluation:
         """The same as text; numbers that are not finite become null."""
         plain = self.as_dict()
         return json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n"
+
+    @property
+    def references(self) -> str:
+        """What samples are compared with, and how much of it there is."""
+        return (
+            f"compared with {self.reference:,} training rows; last line: {self.count:,} rows drawn "
+            f"from {self.held_out:,} held out"
+        )
 
     def table(self) -> Table:
         """The metrics as columns, a row per number of steps, the floor last."""
@@ -165,6 +176,8 @@ def evaluate(
         features=f"{features.name} {features.digest}".strip(),
         weights=weights,
         step=step,
+        reference=len(real.data),
+        held_out=dataset.held_out.count,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdsl.diagnostics import did_you_mean, fail
+from flowdsl.runtime.conditions import read_conditions, with_conditions
 from flowdsl.runtime.dataset import DataCard
 from flowdsl.runtime.protocols import CompiledLoss, Networks, as_argument
 from flowdsl.runtime.randomness import derive_seed
@@ -55,16 +56,20 @@ def load_run(
     step: int | None = None,
     device: str = "auto",
     build: BuildNetworks | None = None,
+    conditions: str | None = None,
 ) -> LoadedRun:
     """The loss, compiled from the saved spec, and the networks of a checkpoint (the last, or of
     `step`).
 
     `weights`: "ema" for the first average, "ema-0.999" for one of several, "raw" for the weights
-    themselves. `build` makes the networks of a run with modules of your own. Raises
-    `DiagnosticError` for folders that are no runs, damaged checkpoints, unknown weights.
+    themselves. `build` makes the networks of a run with modules of your own. `conditions` is a file
+    of other embeddings than the run was trained with. Raises `DiagnosticError` for folders that are
+    no runs, damaged checkpoints, unknown weights.
     """
     directory = RunDirectory(last_run(run_dir))
     record = directory.record()
+    if conditions is not None:
+        record = replace(record, data=with_conditions(record.data, conditions))
     checkpoint = load_checkpoint(directory.checkpoints, step)
     loss = compile_spec(record.spec)
     bound = loss.bind((build or bundled_networks)(loss, record.data, record.config))
@@ -92,7 +97,10 @@ def load_run(
 def bundled_networks(loss: CompiledLoss, card: DataCard, config: TrainConfig) -> Networks:
     """The bundled network for every role but averages, which the loss makes."""
     from flowdsl.runtime.nets import build_network
+    from flowdsl.runtime.nets.vectors import VectorEmbedding
 
+    given = read_conditions(card.conditions).vectors if card.conditions else None
+    width = None if given is None else given.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         modules: dict[str, nn.Module] = {
@@ -102,11 +110,14 @@ def bundled_networks(loss: CompiledLoss, card: DataCard, config: TrainConfig) ->
                 classes=card.classes,
                 size=config.size,
                 patch=config.patch or card.patch,
-                parts=config.network.model_dump(),
+                parts={**config.network.model_dump(), "condition_width": width},
             )
             for signature in loss.signature.networks
             if signature.average_of is None
         }
+    for part in (part for module in modules.values() for part in module.modules()):
+        if isinstance(part, VectorEmbedding) and given is not None:
+            part.show(given)
     return as_argument(loss.signature, modules)
 
 

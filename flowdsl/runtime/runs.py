@@ -23,7 +23,7 @@ from flowdsl.runtime.loading import (
     start_from,
 )
 from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, shows_labels
-from flowdsl.runtime.protocols import CompiledLoss
+from flowdsl.runtime.protocols import CompiledLoss, takes_labels
 from flowdsl.runtime.samplers import SampleOptions
 from flowdsl.runtime.sampling import possible_steps
 from flowdsl.runtime.training.config import TrainConfig
@@ -53,7 +53,13 @@ def train_run(
     Without `run_dir` the run goes into `root`/objective-data, with a number when that is taken.
     `sources` are runs whose weights roles start with (needed for frozen ones).
     """
-    dataset = load_dataset(config.data, config.resolution)
+    dataset = load_dataset(config.data, config.resolution, config.conditions)
+    if config.conditions is not None and not takes_labels(loss.signature):
+        raise fail(
+            "conditions",
+            f"no network of {loss.signature.name} sees a condition",
+            hint="declare it so: `network u(z, t, r | text)`",
+        )
     networks = build(loss, dataset.card, config)
     start_from(networks, loss, sources or {})
     path = run_dir or fresh_directory(root, loss.signature.name, dataset.card.name)
@@ -70,7 +76,8 @@ def resume_run(
     """Goes on with a run from its last checkpoint, exactly."""
     record = RunDirectory(run_dir).record()
     loss = compile_spec(record.spec)
-    dataset = load_dataset(record.config.data, record.config.resolution)
+    config = record.config
+    dataset = load_dataset(config.data, config.resolution, config.conditions)
     networks = build(loss, record.data, record.config)
     return resume(run_dir, loss, networks, dataset, progress=progress)
 
@@ -78,7 +85,7 @@ def resume_run(
 @dataclass(frozen=True)
 class SampleRequest:
     """What to draw: numbers of steps (None: those of the run's pictures), classes (names or
-    numbers; None: the first ten), the seed.
+    numbers; None: the first ten), the seed, and a file of other embeddings than those of training.
     """
 
     steps: tuple[int, ...] | None = None
@@ -88,6 +95,7 @@ class SampleRequest:
     checkpoint: int | None = None
     options: SampleOptions = field(default_factory=SampleOptions)
     device: str = "auto"
+    conditions: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +116,15 @@ def sample_run(
 ) -> SampleResult:
     """A picture of samples from a run's checkpoint; by default into the run's own folder."""
     request = request or SampleRequest()
-    run = _loaded(run_dir, compile_spec, request.weights, request.checkpoint, request.device, build)
+    run = load_run(
+        run_dir,
+        compile_spec,
+        weights=request.weights,
+        step=request.checkpoint,
+        device=request.device,
+        build=build,
+        conditions=request.conditions,
+    )
     card = run.record.data
     labels = _class_numbers(card, request.classes)
     labelled = shows_labels(run.loss, card)
@@ -151,14 +167,18 @@ def evaluate_run(
     """The metrics of a run's checkpoint; also written to evaluation.json in its folder."""
     run = _loaded(run_dir, compile_spec, weights, checkpoint, device, build)
     config = run.record.config
-    dataset = load_dataset(config.data, config.resolution)
+    plain = load_dataset(config.data, config.resolution)
+    dataset, features = plain, features_of(plain)
+    if config.conditions is not None:
+        dataset = load_dataset(config.data, config.resolution, config.conditions)
+        features = replace(features, classes=None)  # what it knows are classes, not captions
     options = options or EvaluationOptions()
     steps = options.steps or possible_steps(run.loss.signature, config.sample_steps)
     evaluation = evaluate(
         run.loss,
         run.networks,
         dataset,
-        features_of(dataset),
+        features,
         replace(options, steps=steps),
         device=run.device,
         exact=exact_flow(run.loss, dataset.card),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from flowdsl.diagnostics import fail
+from flowdsl.runtime.conditions import conditioned, read_conditions
 from flowdsl.runtime.dataset import Dataset
 from flowdsl.runtime.discovery import member, members
 
@@ -25,8 +26,9 @@ def dataset_summary(name: str) -> str:
     return summary
 
 
-def load_dataset(spec: str, size: int | None = None) -> Dataset:
-    """The dataset that a spec such as `digits` or `folder:/photos` names, at `size` pixels.
+def load_dataset(spec: str, size: int | None = None, conditions: str | None = None) -> Dataset:
+    """The dataset that a spec such as `digits` or `folder:/photos` names, at `size` pixels; with
+    the embeddings of a file as its conditions, if one is named.
 
     Raises `DiagnosticError` for an unknown name, data that are not there, and a size that the data
     cannot have.
@@ -35,7 +37,9 @@ def load_dataset(spec: str, size: int | None = None) -> Dataset:
     if size is not None and not 4 <= size <= 1024:
         raise fail("dataset", f"images of {size} pixels", hint="a size from 4 to 1024")
     dataset: Dataset = member(sys.modules[__name__], name, "dataset").load(argument, size)
-    return dataset
+    if conditions is None:
+        return dataset
+    return conditioned(dataset, read_conditions(conditions))
 
 
 def refuse_argument(name: str, argument: str) -> None:

@@ -49,6 +49,7 @@ def load(argument: str, size: int | None) -> Dataset:
         _part(images, order[:kept].sort().values, label),
         _part(images, order[kept:].sort().values, label),
         flip=True,
+        files=tuple(file.relative_to(root).as_posix() for file in files),
     )
 
 
@@ -141,4 +142,5 @@ def _part(images: _Images, rows: Tensor, labels: Tensor | None) -> Split:
         len(rows),
         lambda indices: images.take(rows[indices]),
         None if labels is None else labels[rows],
+        rows,
     )

@@ -28,6 +28,7 @@ _SHARED = (
     "own_blocks",
     "conditioning",
     "modulation",
+    "condition_width",
 )
 
 

@@ -19,6 +19,7 @@ from flowdsl.runtime.nets.layers import (
     TimeEmbedding,
     Vectors,
 )
+from flowdsl.runtime.nets.vectors import VectorEmbedding
 
 
 def build_network(
@@ -74,6 +75,10 @@ def initialise(network: Network, generator: torch.Generator | None = None) -> No
             nn.init.normal_(module.outer.weight, std=(0.36 * width) ** -0.5, generator=generator)
         elif isinstance(module, LabelEmbedding):
             nn.init.normal_(module.table, generator=generator)
+        elif isinstance(module, VectorEmbedding):
+            inner = module.projection.in_features
+            nn.init.normal_(module.projection.weight, std=inner**-0.5, generator=generator)
+            nn.init.normal_(module.null, generator=generator)
         elif isinstance(module, Prefix):
             nn.init.normal_(module.tokens, generator=generator)
         elif isinstance(module, Modulation):

@@ -36,8 +36,9 @@ class NetworkConfig:
     times, scalars and label as tokens before those of the picture (arXiv:2512.02012).
     `modulation` "normalised" normalises every vector that modulates a block or a head, so that how
     far a condition moves a network doesn't depend on its size (arXiv:2511.19797, which also has
-    `norm` "rms", `qk_norm` and the `start` "spectral": weights of the spectral norm one). Raises a
-    diagnostic when no bundled network is like this.
+    `norm` "rms", `qk_norm` and the `start` "spectral": weights of the spectral norm one).
+    `condition_width` is the width of the vectors that stand for classes where these are given, as
+    embeddings of captions are. Raises a diagnostic when no bundled network is like this.
     """
 
     name: str
@@ -56,6 +57,7 @@ class NetworkConfig:
     conditioning: Conditioning = "adaptive"
     modulation: Modulation = "plain"
     start: Start = "xavier"
+    condition_width: int | None = None
 
     def __post_init__(self) -> None:
         _check_call(self)

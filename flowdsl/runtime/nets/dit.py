@@ -30,6 +30,7 @@ from flowdsl.runtime.nets.layers import (
     modulation,
 )
 from flowdsl.runtime.nets.recompute import through
+from flowdsl.runtime.nets.vectors import VectorEmbedding
 
 Output = Tensor | tuple[Tensor | None, ...]
 
@@ -43,7 +44,7 @@ class Network(nn.Module):
         self.width = width
         self.numbers = nn.ModuleList(TimeEmbedding(width) for _ in config.embedded)
         labelled = config.label is not None and config.classes is not None
-        self.labels = LabelEmbedding(config.classes or 0, width) if labelled else None
+        self.labels = _labels(config, width) if labelled else None
         self._labels_checked = False
 
     @property
@@ -91,6 +92,11 @@ class Network(nn.Module):
             return
         check_labels(self.config, label)
         self._labels_checked = True
+
+
+def _labels(config: NetworkConfig, width: int) -> LabelEmbedding | VectorEmbedding:
+    count, inner = config.classes or 0, config.condition_width
+    return LabelEmbedding(count, width) if inner is None else VectorEmbedding(count, inner, width)
 
 
 class DiT(Network):

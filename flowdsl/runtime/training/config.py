@@ -103,6 +103,10 @@ class TrainConfig(BaseModel):
     resolution: Annotated[
         int | None, Field(ge=4, le=1024, description="pixels; none is the data's own")
     ] = None
+    conditions: Annotated[
+        str | None,
+        Field(description="file of embeddings, one per image: .npy, .safetensors, .jsonl"),
+    ] = None
     size: Annotated[str, Field(description="size of the bundled network")] = "nano"
     patch: Annotated[
         int | None, Field(ge=1, description="patch of the network in pixels; none chooses")

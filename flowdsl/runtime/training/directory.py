@@ -187,6 +187,7 @@ def _from_json(content: Mapping[str, Any], spec: Path) -> RunRecord:
             class_names=tuple(data["class_names"]),
             patch=data["patch"],
             pixels=Pixels(**data["pixels"]),
+            conditions=data.get("conditions", ""),
         ),
         spec=SavedSpec(spec.read_text(encoding="utf-8"), content["constants"], content["options"]),
         networks=content["networks"],

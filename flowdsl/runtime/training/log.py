@@ -53,10 +53,11 @@ class MetricsFile:
     """metrics.jsonl: one JSON object per line, each flushed when it is written."""
 
     def __init__(self, path: Path, last_step: int) -> None:
-        """Opens the file for lines after `last_step`; later or broken lines are dropped."""
+        """Opens the file for lines after `last_step`; later, broken and partial lines are
+        dropped."""
         self.path = path
         if path.exists():
-            kept = [line for line in _lines(path) if _step(line) <= last_step]
+            kept = [x for x in _lines(path) if _step(x) <= last_step and not _partial(x)]
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -98,6 +99,11 @@ def tensorboard_writer(folder: Path, last_step: int) -> ScalarWriter | None:
 def _lines(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [line for line in lines if _step(line) >= 0]
+
+
+def _partial(line: str) -> bool:
+    """Is this the line of a run that was stopped between two lines?"""
+    return bool(json.loads(line).get("partial"))
 
 
 def _step(line: str) -> int:

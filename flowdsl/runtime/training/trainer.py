@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowdsl.diagnostics import DiagnosticError, fail
-from flowdsl.runtime.dataset import Dataset
+from flowdsl.runtime.dataset import Dataset, dataset_lines
 from flowdsl.runtime.grid import save_picture
 from flowdsl.runtime.pictures import (
     POINTS,
@@ -135,6 +135,8 @@ class Trainer:
         """Steps until the end, or until a signal asks to stop."""
         state, config, report = self.state, self.config, self.report
         report.start(self._title(), state.step, config.steps)
+        for line in dataset_lines(self.dataset, labelled=self.labelled):
+            report.message(line)
         self.pictures = self._can_sample()
         try:
             with seeded_inside(self.device), stop_on_signal() as stop:
@@ -153,6 +155,8 @@ class Trainer:
                     if self._due(config.sample_every):
                         self._picture()
                 self._save()
+                if state.step < config.steps:
+                    self._log(partial=True)
                 if state.step == config.steps and not self._due(config.sample_every):
                     self._picture()
                 return self._result(stop)
@@ -213,15 +217,23 @@ class Trainer:
         state.window.add({f"terms.{name}": number for name, number in terms.items()})
         return True
 
-    def _log(self) -> None:
-        """One line for the steps since the last one, in the file, in TensorBoard, on the screen."""
+    def _log(self, partial: bool = False) -> None:
+        """One line for the steps since the last one, in the file, in TensorBoard, on the screen.
+
+        A run that is stopped writes a `partial` one in the file, which gives way when it goes on.
+        """
         state = self.state
         step, seconds = self.mark
-        self.mark = (state.step, state.seconds)
-        rate = (state.step - step) / max(state.seconds - seconds, 1e-9)
         means = state.window.means()
+        if partial and not means:
+            return
+        rate = (state.step - step) / max(state.seconds - seconds, 1e-9)
         record = {"step": state.step, **means, "skipped": state.window.skipped}
+        record |= {"partial": True} if partial else {}
         self.metrics_file.write({**record, "steps_per_second": round(rate, 3)})
+        if partial:
+            return
+        self.mark = (state.step, state.seconds)
         if self.scalars is not None:
             for name, value in {**means, "steps_per_second": rate}.items():
                 self.scalars.add_scalar(name.replace(".", "/"), value, state.step)
