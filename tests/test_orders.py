@@ -197,7 +197,8 @@ def test_the_weight_changes_the_order_of_the_bias_but_not_of_the_solution(
     assert verdict.shown == "order 1"
     assert f"gradient bias O({bias})" in verdict.message
     assert f"against O({signal}) of another flow" in verdict.message
-    assert verdict.message.endswith("off by O(alpha)")
+    assert "the solution is off by O(alpha)" in verdict.message
+    assert ("the loss is robust" in verdict.message) == (loss.startswith("alpha *"))
 
 
 def test_a_constant_that_is_no_step_excuses_nothing() -> None:

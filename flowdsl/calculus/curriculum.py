@@ -9,11 +9,12 @@ from itertools import pairwise
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.numbers import evaluate
-from flowdsl.spec.core import Apply, Expr, Level, Training, walk
+from flowdsl.spec.core import Apply, Expr, Level, Training, children, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 
 GRID = 401
+STAIRS = 20  #: leaps between more values than these are not located
 STEPS = 1_000_000.0  #: a long run, so that a warm-up counted in steps ends within it
 
 
@@ -28,10 +29,14 @@ class Jump:
 
 @dataclass(frozen=True)
 class Profile:
-    """One curriculum over training, sampled at `GRID` equally spaced moments."""
+    """One curriculum over training, sampled at `GRID` equally spaced moments.
+
+    A `staircase` is constant but for many leaps, which are not located.
+    """
 
     values: tuple[float, ...]
     jumps: tuple[Jump, ...]
+    staircase: bool = False
 
     @property
     def start(self) -> float:
@@ -60,6 +65,13 @@ class Profile:
         return max(self.values)
 
 
+def _is_staircase(expr: Expr) -> bool:
+    """Does a curriculum change by rounding alone?"""
+    if isinstance(expr, Apply) and expr.op in ("floor", "ceil"):
+        return True
+    return not isinstance(expr, Training) and all(map(_is_staircase, children(expr)))
+
+
 class Curricula:
     """The curricula of an objective."""
 
@@ -80,7 +92,9 @@ class Curricula:
         known = self._profiles.get(expr)
         if known is None:
             values = tuple(self.value(expr, k / (GRID - 1)) for k in range(GRID))
-            known = self._profiles[expr] = Profile(values, self._jumps(expr, values))
+            staircase = len(set(values)) > STAIRS and _is_staircase(expr)
+            jumps = () if staircase else self._jumps(expr, values)
+            known = self._profiles[expr] = Profile(values, jumps, staircase)
         return known
 
     def _jumps(self, expr: Expr, values: tuple[float, ...]) -> tuple[Jump, ...]:

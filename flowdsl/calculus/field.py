@@ -33,7 +33,7 @@ class Defined:
 
     function: str
     argument: Element | None
-    name: str
+    name: str = ""  # of an opaque scalar; that of a function follows from its argument
     inside: frozenset[int] = frozenset()  # the generators in its argument
 
 
@@ -54,6 +54,7 @@ class Rationals(ABC):
         self.kept: frozenset[int] = frozenset()  # small quantities that functions keep inside
         self.defined: dict[int, Defined] = {}
         self._found: dict[tuple[str, object], int] = {}
+        self._texts: dict[int, str] = {}
         self.roots: list[int] = []
         self.field.watch = self._watch
         self.clock: Clock | None = None  # looked at now and then
@@ -106,7 +107,9 @@ class Rationals(ABC):
         self._in_use -= 1
         self.kept = self.kept - {self.smalls[self._in_use]}
 
-    def _define(self, function: str, key: object, argument: Element | None, name: str) -> Element:
+    def _define(
+        self, function: str, key: object, argument: Element | None, name: str = ""
+    ) -> Element:
         known = self._found.get((function, key))
         if known is None:
             if not self._free:
@@ -165,8 +168,18 @@ class Rationals(ABC):
         if index < len(self.names):
             return self.names[index]
         if index in self.defined:
-            return self.defined[index].name
+            if index not in self._texts:
+                self._texts[index] = self._name(self.defined[index])
+            return self._texts[index]
         return f"e{index - len(self.names)}"
+
+    def _name(self, definition: Defined) -> str:
+        if definition.argument is None:
+            return definition.name
+        text = self.text(definition.argument)
+        if definition.function == "tan_half":
+            return f"tan({text} / 2)"
+        return f"{definition.function}({text})"
 
     # arithmetic that plain operators do not do
 

@@ -67,6 +67,13 @@ class Context:
             if self.scalars.has(name)
         }
 
+    @property
+    def drawn(self) -> set[int]:
+        """The generators that differ from row to row: draws, and times named in their place."""
+        objective, scalars = self.objective, self.scalars
+        same = {*objective.constants, "progress", "step", "steps", "_0", "_1"}
+        return {scalars.index(name) for name in scalars.names if name not in same}
+
 
 class Solution(Protocol):
     """What the networks of an objective compute."""

@@ -37,7 +37,7 @@ class Scalars(Rationals):
                 return self.one / definition.argument
             case "atan" if definition.argument is not None:
                 return self.one / (self.one + definition.argument**2)
-        raise Undecided(f"the derivative of {definition.name} is not known")
+        raise Undecided(f"the derivative of {definition.function} is not known")
 
     def again(self, definition: Defined, argument: Element) -> Element:
         match definition.function:
@@ -102,7 +102,7 @@ class Scalars(Rationals):
             for _ in range(abs(factor.numerator) - 1):
                 total = self.divide(total + unit, self.one - total * unit)
             return total if factor > 0 else -total
-        return self._define("tan_half", x, x, f"tan({self.text(x)} / 2)")
+        return self._define("tan_half", x, x)
 
     def _circle(self, base: Element) -> tuple[Element, Element]:
         p = self.tan_half(base)
@@ -135,13 +135,24 @@ class Scalars(Rationals):
         if not x:
             return self.one
         if x.denom != 1:
-            return self._define("exp", x, x, f"exp({self.text(x)})")
+            return self._define("exp", x, x)
         total: Element = self.one
         for m, c in x.numer.items():
             power = int(c.numerator)
             unit = self.field(x.numer.ring.from_dict({m: 1}))
-            total = total * self._define("exp", unit, unit, f"exp({self.text(unit)})") ** power
+            known = self._logarithm(unit)
+            if known is None:
+                known = self._define("exp", unit, unit)
+            total = total * known**power
         return total
+
+    def _logarithm(self, x: Element) -> Element | None:
+        """Of what x is the logarithm, if it is one."""
+        for i in self._direct(x):
+            definition = self.defined.get(i)
+            if definition is not None and definition.function == "log" and x == self.generator(i):
+                return definition.argument
+        return None
 
     def log(self, x: Element) -> Element:
         def slopes(base: Element) -> list[Element]:
@@ -150,7 +161,7 @@ class Scalars(Rationals):
             elif not base:
                 raise Pole
             else:
-                value = self._define("log", base, base, f"log({self.text(base)})")
+                value = self._define("log", base, base)
             signs = [math.factorial(k - 1) * (-1) ** (k - 1) for k in range(1, ORDER + 1)]
             return [value, *(s / base**k for k, s in enumerate(signs, 1))]
 
@@ -175,11 +186,11 @@ class Scalars(Rationals):
             n, d = math.isqrt(value.numerator), math.isqrt(value.denominator)
             if n * n == value.numerator and d * d == value.denominator:
                 return self.number(Fraction(n, d))
-        return self._define("sqrt", x, x, f"sqrt({self.text(x)})")
+        return self._define("sqrt", x, x)
 
     def atan(self, x: Element) -> Element:
         def slopes(base: Element) -> list[Element]:
-            value = self._define("atan", base, base, f"atan({self.text(base)})") if base else base
+            value = self._define("atan", base, base) if base else base
             square, below = base**2, self.one / (self.one + base**2)
             tops = [self.one, -base * 2, square * 6 - 2, (base - base**3) * 24,
                     (square**2 * 5 - square * 10 + 1) * 24]  # fmt: skip

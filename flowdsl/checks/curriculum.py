@@ -49,7 +49,8 @@ def _course(analysis: Analysis, name: str, expr: Expr) -> list[Verdict]:
         f"{profile.start:g} at the start, {middle:g} half-way, {profile.end:g} at the end, "
         f"within [{profile.low:g}, {profile.high:g}]"
     )
-    verdicts = [Verdict(NAME, "proved" if not profile.jumps else "note", course + _jumps(profile))]
+    leaps = profile.staircase or bool(profile.jumps)
+    verdicts = [Verdict(NAME, "note" if leaps else "proved", course + _jumps(profile))]
     moments = [("at the start", 0.0), ("inside", profile.inside), ("at the end", 1.0)]
     for place, progress in moments:
         if progress is not None:
@@ -58,6 +59,8 @@ def _course(analysis: Analysis, name: str, expr: Expr) -> list[Verdict]:
 
 
 def _jumps(profile: Profile) -> str:
+    if profile.staircase:
+        return ", in many steps"
     if not profile.jumps:
         return ", continuous"
     shown = [f"{j.before:.4g} to {j.after:.4g} at {j.progress:.3f}" for j in profile.jumps[:4]]
@@ -80,7 +83,6 @@ def _at(analysis: Analysis, name: str, expr: Expr, place: str, progress: float) 
         return _failed(message, expr, "refuted") if progress == 1.0 else Verdict(
             NAME, "note", message)  # fmt: skip
     case, worst = min(found, key=lambda item: RANKS.index(item[1].status))
-    left, shown = _told(analysis, case, worst)
     if silent:
         head += f" without {', '.join(dict.fromkeys(c.term.name for c in silent))}, of weight zero,"
     if worst.status == "proved":
@@ -88,6 +90,7 @@ def _at(analysis: Analysis, name: str, expr: Expr, place: str, progress: float) 
     if worst.status == "order":
         message = f"{head} the identity holds to order {worst.order} in {worst.small}"
         return Verdict(NAME, "order", message, order=worst.order)
+    left, shown = _told(analysis, case, worst)
     message = f"{head} {shown}"
     if progress < 1.0:
         return Verdict(NAME, "note", message, left_over=left)

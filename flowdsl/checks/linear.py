@@ -16,9 +16,24 @@ from flowdsl.spec.kinds import level_of
 from flowdsl.spec.notation import Notation
 from flowdsl.truth.cases import Case
 
+ROUNDED = 1e-9  #: how far intervals in floating point may lie outside
+
 
 def follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
-    """Is the claim about τ = expr true on every row? None where that is not known.
+    """Is the claim about τ = expr true on every row? None where that is not known."""
+    verdict = _by_cases(analysis, bounds, expr, claim)
+    return True if verdict is None and _enclosed(analysis, expr, claim) else verdict
+
+
+def _enclosed(analysis: Analysis, expr: Expr, claim: Affine) -> bool:
+    """Is the claim true of all numbers between which the time lies?"""
+    factor, rest = float(claim.coefficient("τ")), float(claim.constant)
+    ends = [factor * x + rest for interval in analysis.enclosures.of(expr) for x in interval]
+    return all(x >= -ROUNDED for x in ends)
+
+
+def _by_cases(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) -> bool | None:
+    """The same by linear inequalities.
 
     Of `min` and `max` each side is taken where it is the value. Curricula, and draws that multiply
     others, enter linearly or not at all: then their extreme values decide.
@@ -31,7 +46,7 @@ def follows(analysis: Analysis, bounds: list[Bound], expr: Expr, claim: Affine) 
     for k, condition in enumerate(_CHOICES[choice.op]):
         known = analysis.domain.comparison(Apply(condition, choice.args), True)
         side = _replaced(expr, choice, choice.args[k])
-        verdicts.add(follows(analysis, [*bounds, *known], side, claim))
+        verdicts.add(_by_cases(analysis, [*bounds, *known], side, claim))
     return False if False in verdicts else None if None in verdicts else True
 
 

@@ -98,7 +98,8 @@ def _moments(analysis: Analysis, case: Case) -> dict[Expr, Path]:
 def _is_code(expr: Expr) -> bool:
     """Is this a function by which a network is told a time, such as its logarithm, and no time?"""
     return any(
-        isinstance(node, Apply) and node.op in _CODES and level_of(node) is Level.ROW
+        isinstance(node, Apply)
+        and (node.op == "log" or (node.op in _CODES and level_of(node) is Level.ROW))
         for node in walk(expr)
     )
 

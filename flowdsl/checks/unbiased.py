@@ -168,8 +168,10 @@ def _order(analysis: Analysis, case: Case, finding: Finding, known: dict[int, Si
             f"that of another flow, O({_power(name, found.signal)})"
         )
         return _biased(case, message, left, "put stop( ) around the target")
-    return Verdict(NAME, "order", _order_text(name, finding, found, known), order=found.relative,
-                   left_over=left)  # fmt: skip
+    message = _order_text(name, finding, found, known)
+    if course(analysis, case) == "falling":
+        message += "; the loss is robust besides, its solution not quite the mean"
+    return Verdict(NAME, "order", message, order=found.relative, left_over=left)
 
 
 def _order_text(name: str, finding: Finding, found: Order, known: dict[int, Size]) -> str:

@@ -16,8 +16,10 @@ from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Context, Reader
 from flowdsl.calculus.state import State
 from flowdsl.proof.hidden import averaged
+from flowdsl.proof.removable import joined
 from flowdsl.proof.weight import Weight, weight_of
 from flowdsl.spec.core import Evaluate, Expr, Given, walk
+from flowdsl.spec.objective import Term
 from flowdsl.truth.cases import Case
 from flowdsl.truth.networks import Networks
 from flowdsl.truth.sample import NOISES, Row, learning_calls
@@ -55,6 +57,7 @@ class Analysis(Truth):
     """The objective with its identities, and every study made of it."""
 
     _studies: dict[object, Study] = field(default_factory=dict)
+    _joined: set[int] = field(default_factory=set)  # terms whose kinds of rows were looked at
 
     @cached_property
     def values(self) -> Analysis:
@@ -62,8 +65,20 @@ class Analysis(Truth):
         if not self.symbolic or not self.objective.constants:
             return self
         own = Analysis(self.objective, self.identities, self.clock, symbolic=False, find=self.find)
-        own._cases = self._cases
+        own._cases, own._joined = self._cases, self._joined
         return own
+
+    def cases(self, term: Term) -> list[Case]:
+        """Every kind of row of a term, but for those that are limits of others."""
+        found = super().cases(term)
+        key = self.objective.terms.index(term)
+        if key not in self._joined:
+            self._joined.add(key)
+            found[:] = joined(self, self._residual, found)
+        return found
+
+    def _residual(self, case: Case, bindings: Mapping[Expr, Element]) -> State:
+        return self.study(case, bindings=bindings).residual
 
     def study(
         self,

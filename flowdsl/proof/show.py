@@ -184,8 +184,10 @@ class Printer:
         moment = reader.moment(argument, point)
         conditions = reader.conditions(plain)
         start, end = own.times_of(moments, conditions, moment)
+        if point.only() is None:  # a multiple of the state: no derivative that a spec would write
+            return [(self.call_text(node), self._value(study, plain, point, moments, moment))]
         velocity = study.networks.velocity(conditions, point, start)
-        e = scalars.small()
+        e = scalars.small(inside=True)
         try:
             step = scalars.generator(e)
 
@@ -201,9 +203,7 @@ class Printer:
             zero, one, none = context.calculus.zero, scalars.one, scalars.zero
             count = len(moments)
             first = tuple(one if k == 0 else none for k in range(count))
-            value = study.networks.value(
-                Call(node.network, node.head, conditions, point, moments, False, plain, moment)
-            )
+            value = self._value(study, plain, point, moments, moment)
             name = self.call_text(node)
             t, v = self._time_name(node, 0), self.state(velocity)
             found = []
@@ -221,6 +221,19 @@ class Printer:
             return sorted(found, key=lambda item: not item[0].startswith("("))
         finally:
             scalars.release()
+
+    def _value(
+        self,
+        study: Study,
+        node: Evaluate,
+        point: State,
+        moments: tuple[Element, ...],
+        moment: Element | None,
+    ) -> State:
+        """What a network computes in a study."""
+        conditions = Reader(study.context, study.networks, study.row).conditions(node)
+        call = Call(node.network, node.head, conditions, point, moments, False, node, moment)
+        return study.networks.value(call)
 
     def _has_derivative(self) -> bool:
         expressions = [e for e in (self.case.prediction, self.case.target) if e is not None]

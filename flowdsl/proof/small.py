@@ -8,8 +8,10 @@ a live network jumps is no step: there every map is right in the limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fractions import Fraction
+from itertools import combinations
+from typing import cast
 
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
@@ -23,11 +25,11 @@ from flowdsl.spec.core import (
     Kind,
     PathState,
     PathVelocity,
-    walk,
+    children,
 )
 from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import live_calls
-from flowdsl.truth.variables import change_of_variables
+from flowdsl.truth.variables import change_of_variables, opaque_times
 
 Bindings = dict[Expr, Element]
 
@@ -36,18 +38,38 @@ def small_quantities(analysis: Analysis, case: Case) -> Iterator[tuple[str, Bind
     """What may be small in a case, and the binding that makes it the generator of expansions."""
     scalars = analysis.scalars
     step = scalars.generator(analysis.small)
-    used = {node for e in (case.prediction, case.target) if e is not None for node in walk(e)}
+    named = {expr: name for name, expr in opaque_times(analysis.objective)}
+    used = _outside(case, named)
     for name, expr in analysis.curricula.all.items():
         if expr in used:
             end = Fraction(analysis.curricula.profile(expr).end).limit_denominator(1000)
             text = name if not end else f"({name} - {end})"
             yield text, {expr: scalars.number(end) + step}
-    for name, bindings in _steps(analysis, case, used):
+    for name, bindings in _steps(analysis, case, used, named):
         if _is_step(analysis, case, used, bindings):
             yield name, bindings
 
 
-def _steps(analysis: Analysis, case: Case, used: set[Expr]) -> Iterator[tuple[str, Bindings]]:
+def _outside(case: Case, named: Mapping[Expr, str]) -> set[Expr]:
+    """What the sides of a case are made of, but for what is inside a named time."""
+    return _inside([e for e in (case.prediction, case.target) if e is not None], named)
+
+
+def _inside(roots: Iterable[Expr], whole: Collection[Expr]) -> set[Expr]:
+    """The nodes of some trees, but for those inside the ones that are taken as a whole."""
+    found: set[Expr] = set()
+    ahead = list(roots)
+    while ahead:
+        node = ahead.pop()
+        if node not in found:
+            found.add(node)
+            ahead += () if node in whole else children(node)
+    return found
+
+
+def _steps(
+    analysis: Analysis, case: Case, used: set[Expr], named: Mapping[Expr, str]
+) -> Iterator[tuple[str, Bindings]]:
     """Everything that might be a step."""
     scalars = analysis.scalars
     step = scalars.generator(analysis.small)
@@ -65,10 +87,11 @@ def _steps(analysis: Analysis, case: Case, used: set[Expr]) -> Iterator[tuple[st
     draws.sort(key=lambda n: order.index(n.name))
     for draw in draws:
         yield draw.name, {draw: step}
-    if len(draws) == 2 and not _seen_together(used, draws):
-        first, second = draws
-        text = f"({first.name} - {second.name})"
-        yield text, {second: scalars.symbol(first.name) - step}
+    times = [(draw.name, cast(Expr, draw)) for draw in draws]
+    times += [(name, expr) for expr, name in named.items() if expr in used]
+    for (first, one), (second, other) in combinations(times, 2):
+        if not _seen_together(used, [one, other]):
+            yield f"({first} - {second})", {other: scalars.symbol(first) - step}
 
 
 def _with(analysis: Analysis, expr: Expr, draw: Draw, step: Element) -> Element:
@@ -143,11 +166,10 @@ def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Ele
     return study.networks.maps[owner].times_of(moments, reader.conditions(node), moment)
 
 
-def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
+def _seen_together(used: set[Expr], times: list[Expr]) -> bool:
     """Does a network see both times? Then their distance is the map's own, and no step to be made
     small."""
     return any(
-        isinstance(node, Evaluate) and all(any(n == t for a in node.args[1:] for n in walk(a))
-                                           for t in times)
+        isinstance(node, Evaluate) and set(times) <= _inside(node.args[1:], times)
         for node in used
     )  # fmt: skip

@@ -30,6 +30,7 @@ from flowdsl.spec.operations import OPERATIONS
 from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import learning_calls, live_calls
 from flowdsl.truth.setting import ENTRIES, ERROR, ERROR_STOPPED, Setting
+from flowdsl.truth.variables import opaque_times
 
 #: How the weight of a row changes with the row's own error.
 Course = Literal["constant", "falling", "growing", "unknown"]
@@ -56,8 +57,10 @@ def weight_of(
     `Undecided` when it is no function of the term's error."""
     scalars = setting.loss_scalars
     calculus = Calculus(scalars, (), setting.clock)
+    bound = {expr: scalars.symbol(name) for name, expr in opaque_times(setting.objective)}
+    bound.update(bindings or {})
     context = Context(setting.objective, scalars, calculus, Series(calculus), setting.curricula,
-                      scalars.smalls[0], setting.symbolic, dict(bindings or {}))  # fmt: skip
+                      scalars.smalls[0], setting.symbolic, bound)  # fmt: skip
     error, stopped = scalars.symbol(ERROR), scalars.symbol(ERROR_STOPPED)
     entries = scalars.symbol(ENTRIES)
     reader = _LossReader(context, NoNetwork("loss"), None, {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from flowdsl.calculus.errors import Pole, Undecided
+from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Call, Conditions, Context
+from flowdsl.calculus.preimage import preimage
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import State
 
@@ -60,30 +61,13 @@ class Regression:
         shown = call.times[self.place]
         if self.shown == self.time:
             return shown
-        for time in self._candidates(context.scalars, shown, call.moment):
-            try:
-                if self.at(context.scalars, self.shown, time) == shown:
-                    return time
-            except Pole:
-                continue
-        raise Undecided(f"the time is not known at which {call.head} sees this", call.node.span)
-
-    def _candidates(
-        self, scalars: Scalars, shown: Element, moment: Element | None
-    ) -> Iterator[Element]:
-        """Times that may be meant: the row's, the state's, what functions are taken of, or where
-        an affine function has this value."""
-        yield self.time
-        if moment is not None:
-            yield moment
-        for i in scalars.generators_in(shown):
-            definition = scalars.defined.get(i)
-            if definition is not None and definition.argument is not None:
-                yield definition.argument
+        hints = [self.time] if call.moment is None else [self.time, call.moment]
+        time = None
         if self.index is not None:
-            slope = scalars.derivative(self.shown, self.index)
-            if slope and self.index not in scalars.generators_in(slope):
-                yield self.time + scalars.divide(shown - self.shown, slope)
+            time = preimage(context.scalars, self.shown, self.index, shown, hints)
+        if time is None:
+            raise Undecided(f"the time is not known at which {call.head} sees this", call.node.span)
+        return time
 
 
 def hidden_time(network: str) -> str:

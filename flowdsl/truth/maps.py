@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Call, Conditions, Context, Reader
+from flowdsl.calculus.preimage import preimage
 from flowdsl.calculus.state import State
 from flowdsl.spec.core import (
     Evaluate,
@@ -180,6 +181,10 @@ class MapNetwork:
                 found[expr.name] = value
                 continue
             read = reader.scalar(expr)
+            told = self._inverted(names, read, value, moment)
+            if told is not None:
+                found.setdefault(*told)
+                continue
             slopes = [scalars.derivative(read, scalars.index(f"_{k}")) for k in range(len(names))]
             rest = read
             for k in range(len(names)):
@@ -206,6 +211,19 @@ class MapNetwork:
             else:
                 ends.append(reader.scalar(formal))
         return ends[0], ends[1]
+
+    def _inverted(
+        self, names: list[str], read: Element, value: Element, moment: Element | None
+    ) -> tuple[str, Element] | None:
+        """The one time of the map that a network sees through a function of it, if so it is."""
+        scalars = self.context.scalars
+        inside = scalars.generators_in(read)
+        seen = [k for k in range(len(names)) if scalars.index(f"_{k}") in inside]
+        if len(seen) != 1:
+            return None
+        hints = () if moment is None else (moment,)
+        time = preimage(scalars, read, scalars.index(f"_{seen[0]}"), value, hints)
+        return None if time is None else (names[seen[0]], time)
 
     def _solve(
         self,

@@ -72,8 +72,7 @@ class Networks:
             seen |= scalars.generators_in(call.moment)
         for shown in (*call.times, *(v for _, v in call.conditions if not isinstance(v, str))):
             seen |= scalars.generators_in(shown)
-        drawn = {scalars.index(n) for n in self.context.objective.draws if scalars.has(n)}
-        hidden = (series.generators_in(value) & drawn) - seen
+        hidden = (series.generators_in(value) & self.context.drawn) - seen
         if hidden:
             names = ", ".join(scalars.name_of(i) for i in sorted(hidden))
             raise Undecided(f"{call.head} is not shown {names}, on which its target depends",

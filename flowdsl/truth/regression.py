@@ -9,6 +9,7 @@ from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import parts
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Call, Context, Reader
+from flowdsl.calculus.preimage import MONOTONE, outermost
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import FunctionAtom, State, VelocityAtom
 from flowdsl.spec.core import Evaluate, Expr, Kind
@@ -18,7 +19,6 @@ from flowdsl.truth.networks import Networks
 from flowdsl.truth.sample import NOISES, X
 from flowdsl.truth.setting import Setting
 
-_MONOTONE = frozenset({"log", "exp", "sqrt", "atan"})
 _PLAIN: tuple[str, tuple[tuple[str, object], ...]] = ("flow", ())
 
 
@@ -108,30 +108,14 @@ def _seen(
 
 def _is_alone(context: Context, value: Element, index: int) -> bool:
     """Is this a function of one time, and of no other draw?"""
-    scalars = context.scalars
-    drawn = {scalars.index(n) for n in context.objective.draws if scalars.has(n)}
-    return scalars.generators_in(value) & drawn == {index}
+    return context.scalars.generators_in(value) & context.drawn == {index}
 
 
 def _tells(scalars: Scalars, value: Element, index: int) -> bool:
     """Can a time be read off this function of it? So it is where the function is built of affine
     and of monotone ones; elsewhere that is not known."""
-    inside = {i for i in scalars.generators_in(value) if value.diff(scalars.generator(i))}
-    moving = {i for i in inside if i == index or index in _argument(scalars, i)[1]}
-    if len(moving) != 1:
-        return False
-    (i,) = moving
-    slope = value.diff(scalars.generator(i))
-    if moving & scalars.generators_in(slope):
-        return False
-    if i == index:
-        return True
-    function, _ = _argument(scalars, i)
-    argument = scalars.defined[i].argument
-    return function in _MONOTONE and argument is not None and _tells(scalars, argument, index)
-
-
-def _argument(scalars: Scalars, i: int) -> tuple[str, frozenset[int]]:
-    """The function that a generator stands for, and what is inside of it."""
-    definition = scalars.defined.get(i)
-    return ("", frozenset()) if definition is None else (definition.function, definition.inside)
+    outer = outermost(scalars, value, index)
+    if outer is None or outer == index:
+        return outer is not None
+    definition = scalars.defined[outer]
+    return definition.function in MONOTONE and _tells(scalars, definition.argument, index)

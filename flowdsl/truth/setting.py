@@ -12,6 +12,7 @@ from functools import cached_property
 
 from flowdsl.calculus.curriculum import Curricula
 from flowdsl.calculus.domain import Domain
+from flowdsl.calculus.enclosure import Enclosures
 from flowdsl.calculus.errors import Clock
 from flowdsl.calculus.expand import Series
 from flowdsl.calculus.field import Element
@@ -23,7 +24,7 @@ from flowdsl.spec.objective import Objective, Term
 from flowdsl.truth.cases import Case, TooManyKinds, cases
 from flowdsl.truth.networks import Networks
 from flowdsl.truth.sample import Row, base_state, learning_calls
-from flowdsl.truth.variables import change_of_variables, scalars_of
+from flowdsl.truth.variables import change_of_variables, opaque_times, scalars_of
 
 #: The row's error (sum of squares), its detached copy, and the number of entries of a sample.
 ERROR, ERROR_STOPPED, ENTRIES = "error", "stop(error)", "entries"
@@ -55,6 +56,10 @@ class Setting:
         return Domain(self.objective, self.curricula)
 
     @cached_property
+    def enclosures(self) -> Enclosures:
+        return Enclosures(self.objective, self.curricula)
+
+    @cached_property
     def scalars(self) -> Scalars:
         """The field of this objective: the scalars that its mathematics contains, in a fixed
         order."""
@@ -78,7 +83,7 @@ class Setting:
         scalars = Scalars([*names, "_0", "_1"], spare=room(mine[1] + yours[1]))
         losses = Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=room(mine[1] + yours[1]))
         series: dict[frozenset[str] | None, Series] = {}
-        reserved = scalars.small(), scalars.small()
+        reserved = scalars.small(), scalars.small(inside=True)
         for setting in (self, other):
             vars(setting).update(
                 scalars=scalars, loss_scalars=losses, _series=series, _reserved=reserved
@@ -129,8 +134,12 @@ class Setting:
 
     @cached_property
     def _reserved(self) -> tuple[int, int]:
-        """Two small quantities kept for good: of the gradient, and of expansions in a parameter."""
-        return self.scalars.small(), self.scalars.small()
+        """Two small quantities kept for good: of the gradient, and of expansions in a parameter.
+
+        Functions are exact in the latter; where a map's network has no weight they are not, which
+        shows the pole (see `MapNetwork.solve`).
+        """
+        return self.scalars.small(), self.scalars.small(inside=True)
 
     @property
     def small(self) -> int:
@@ -159,6 +168,8 @@ class Setting:
             bound[expr] = self.scalars.symbol(name)
             rest = reader.scalar(expr) - self.scalars.symbol(draw.name)
             bound[draw] = self.scalars.symbol(name) - rest
+        for name, expr in opaque_times(self.objective):
+            bound[expr] = self.scalars.symbol(name)
         return bound
 
     # rows

@@ -1,8 +1,18 @@
 """Readable variables: where a spec names `t = s + gap`, the calculus works with t and s, not with
-gap."""
+gap.
+
+A named time that is no rational function of the draws (a noise level, even in its seventh root) is
+a variable of its own: what is proved holds whatever its law, and a step between two of them can be
+made small.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fractions import Fraction
+
+from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.numbers import evaluate
 from flowdsl.spec.core import (
     Apply,
     Constant,
@@ -11,6 +21,7 @@ from flowdsl.spec.core import (
     Expr,
     Kind,
     Level,
+    Number,
     PathState,
     PathVelocity,
     Training,
@@ -42,6 +53,74 @@ def change_of_variables(objective: Objective) -> list[tuple[str, Expr, Draw]]:
     return found
 
 
+def opaque_times(objective: Objective) -> list[tuple[str, Expr]]:
+    """Named times that the calculus would only know as functions of roots and roundings.
+
+    A name that is an ordinary function of other such names is none: `t - s` is their difference.
+    """
+    names = {e: n for n, e in objective.definitions.items() if n not in objective.draws}
+    found: dict[Expr, str] = {}
+    known: dict[Expr, bool] = {}
+
+    def visit(expr: Expr) -> bool:
+        """Does the expression, outside of names that are found, contain what is opaque?"""
+        if expr not in known:
+            inside = [visit(child) for child in children(expr)]
+            known[expr] = any(inside) or _is_opaque(expr)
+            if known[expr] and expr in names and _is_time(objective, expr):
+                found[expr] = names[expr]
+                known[expr] = False
+        return known[expr]
+
+    for term in objective.terms:
+        for root in (term.prediction, term.target):
+            if root is not None:
+                visit(root)
+    outermost = _without(objective, found)
+    return [(name, expr) for expr, name in found.items() if expr in outermost]
+
+
+def _without(objective: Objective, names: Mapping[Expr, str]) -> set[Expr]:
+    """Everything in the terms' sides and their losses that is not inside a named time."""
+    seen: set[Expr] = set()
+
+    def visit(expr: Expr) -> None:
+        if expr not in seen:
+            seen.add(expr)
+            for child in () if expr in names else children(expr):
+                visit(child)
+
+    for term in objective.terms:
+        for root in (term.prediction, term.target, term.loss):
+            if root is not None:
+                visit(root)
+    return seen
+
+
+def _is_time(objective: Objective, expr: Expr) -> bool:
+    """Is this a number of the row that comes from draws alone?"""
+    if level_of(expr) is not Level.ROW or objective.kind(expr) not in (Kind.TIME, Kind.SCALAR):
+        return False
+    return all(
+        isinstance(node, Apply | Constant | Number | Training)
+        or (isinstance(node, Draw) and node.kind in (Kind.TIME, Kind.SCALAR))
+        for node in walk(expr)
+    )
+
+
+def _is_opaque(expr: Expr) -> bool:
+    match expr:
+        case Apply("pow", (_, exponent)):
+            try:
+                value = Fraction(evaluate(exponent, {})).limit_denominator(100)
+            except Undecided:
+                return True
+            return value.denominator > 2 or abs(value.numerator) > HIGHEST_POWER
+        case Apply(op, _):
+            return op in _OPAQUE
+    return False
+
+
 def _shown(objective: Objective) -> set[Expr]:
     """The times that networks and paths see directly."""
     found: set[Expr] = set()
@@ -57,6 +136,12 @@ def _shown(objective: Objective) -> set[Expr]:
                         found.update(args)
     return found
 
+
+#: Operations on scalars through which the calculus does not see.
+_OPAQUE = frozenset({"floor", "ceil", "min", "max", "abs", "clip", "snap", "tanh", "softplus"})
+
+#: Powers above this are opaque.
+HIGHEST_POWER = 12
 
 #: Operations that stay within rational functions, or that the calculus sees through.
 _PLAIN = frozenset(
@@ -80,13 +165,15 @@ def scalars_of(objective: Objective, constants: bool = True) -> tuple[list[str],
         roots.append(objective.moving.along)
     variables = change_of_variables(objective)
     roots += [draw for _, expr, draw in variables] + [expr for _, expr, _ in variables]
+    opaque = opaque_times(objective)
+    nodes.update(dict.fromkeys(expr for _, expr in opaque))  # what is in them is left alone
     for root in roots:
         _collect(root, nodes)
     found = {n.name for n in nodes if isinstance(n, Draw | Constant | Training)}
     kept = list(objective.constants) if constants else []
-    order = [*(name for name, _, _ in variables), *objective.draws, *kept,
-             "progress", "step", "steps"]  # fmt: skip
-    named = {name for name, _, _ in variables} | found
+    own = [*(name for name, _, _ in variables), *(name for name, _ in opaque)]
+    order = [*own, *objective.draws, *kept, "progress", "step", "steps"]
+    named = {*own} | found
     functions = sum(isinstance(n, Apply) and n.op not in _PLAIN for n in nodes)
     scalar_networks = sum(
         isinstance(n, Evaluate) and objective.kind(n) is not Kind.STATE for n in nodes
