@@ -40,7 +40,7 @@ def element_text(scalars: Named, x: Element) -> str:
     numer = _circle(x.numer, ring, angles, scalars)
     denom = _circle(x.denom, ring, angles, scalars)
     numer, denom = _same_power(numer, denom, ring)
-    return _quotient(numer, denom, lambda i: names[i])
+    return _quotient(numer, denom, lambda i: names.get(i) or scalars.name_of(i))
 
 
 def _occurs(x: Element, index: int) -> bool:
@@ -48,9 +48,9 @@ def _occurs(x: Element, index: int) -> bool:
 
 
 def _circle_ring(scalars: Named, angles: Mapping[int, Element]) -> tuple[Any, dict[int, str]]:
-    """A ring with cos and sin of each angle after the field's own generators."""
+    """A ring with cos and sin of each angle after the field's own generators, and their names."""
     count = len(scalars.field.gens)
-    names = {i: scalars.name_of(i) for i in range(count)}
+    names: dict[int, str] = {}
     for k, argument in enumerate(angles.values()):
         text = element_text(scalars, argument)
         names[count + 2 * k] = f"cos({text})"
