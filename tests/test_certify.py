@@ -193,7 +193,8 @@ def test_two_jacobians_in_the_wrong_order_are_seen() -> None:
     term = swapped.of("target")
     assert term is not None
     assert term.outcome == "nonzero", swapped.render()
-    assert term.measurements[0].z >= 10, swapped.render()
+    # they differ by 3 per cent; a z-score of four batches alone would say more than it knows
+    assert term.measurements[0].z >= 4, swapped.render()
 
 
 # --- what ties the flow to the data ---

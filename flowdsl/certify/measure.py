@@ -15,6 +15,8 @@ from flowdsl.exact.estimation import LossLike, Moment, Posterior, Sampling
 
 ZERO = 4.0  #: standard errors within which a mean gradient vanishes
 CLEAR = 6.0  #: standard errors beyond which it does not
+SURELY = 30.0  #: standard errors beyond which it does not, of fewer batches than `ENOUGH`
+ENOUGH = 8
 LEAST = 5e-4  #: share of the scale below which nothing is called non-zero
 SEEN = 0.025  #: largest standard error, in shares of the scale, of a measurement that says zero
 RESOLUTION = 1e-5  #: shares of the scale that rounding and integration may always make
@@ -49,11 +51,17 @@ def measure(
     first = _certificate(loss, setting, when, effort, effort.sampling)
     found = judged(first, at)
     coarse = found.outcome == "unclear" or (found.outcome == "zero" and found.error > SHARP)
-    if not coarse or not effort.more:
+    # of so few batches a standard error is itself uncertain, and a z-score can be large by chance
+    doubtful = found.outcome == "nonzero" and found.z < SURELY and effort.batches < ENOUGH
+    if not (coarse or doubtful) or effort.more < 2:
         return found, first
     more = replace(effort.sampling, batches=effort.more * effort.batches, seed=effort.seed + 1)
     second = _certificate(loss, setting, when, effort, more)
     again = judged(second, at)
+    if doubtful and again.outcome == "unclear" and again.z > ZERO and again.relative > LEAST:
+        again = replace(
+            again, outcome="nonzero"
+        )  # seen twice, on rows that know nothing of another
     return replace(again, seconds=found.seconds + again.seconds), second
 
 

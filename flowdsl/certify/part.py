@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from flowdsl.certify.decay import Course, Family, courses, decay_of, families
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.kept import Kept
-from flowdsl.certify.measure import Effort, measure, moment
+from flowdsl.certify.measure import ENOUGH, Effort, measure, moment
 from flowdsl.certify.setting import Setting
 from flowdsl.certify.strata import Stratum
 from flowdsl.checks.certificate import Decay, Measurement, Outcome
@@ -46,14 +46,14 @@ class Job:
     ready: Ready
     effort: Effort
 
-    @property
-    def sampled(self) -> Effort:
-        """As many rows of this kind as the effort has of all; only these are evaluated."""
+    def sampled(self, share: int) -> Effort:
+        """As many rows of this kind as the effort has of all; only these are evaluated. A share of
+        the batches will do where the conditional expectation is exact."""
         rows = round(self.effort.rows / max(self.rows.share, 1 / MOST))
         posterior = self.posterior(exact=True)
         batches = self.effort.batches
         if posterior is not None and posterior.copies is None:
-            batches = max(4, batches // 2)  # only the states vary from batch to batch
+            batches = max(4, batches // share)  # only the states vary from batch to batch
         return replace(self.effort, rows=rows, batches=batches, posterior=posterior)
 
     def posterior(self, *, exact: bool) -> Posterior | None:
@@ -80,7 +80,8 @@ def measured(job: Job) -> Part:
     """Measure a part. Raises `Uncertified`."""
     loss = job.loss(job.objective)
     before = courses(job.objective, job.rows.reduced(job.term))
-    end, _ = measure(loss, job.where, moment(1.0), job.sampled, _at(job, before))
+    effort = job.sampled(2 if before else 4)  # what falls is measured more finely from the start
+    end, _ = measure(loss, job.where, moment(1.0), effort, _at(job, before))
     found, decay = [end], None
     if before:
         extra, decay = _along(job, loss, before[0])
@@ -111,7 +112,7 @@ def _along(job: Job, loss: LossLike, course: Course) -> tuple[list[Measurement],
             for progress, distance in course.points
         ]
 
-    return _falling(course.small, sizes, pairs, job.sampled)
+    return _falling(course.small, sizes, pairs, job.sampled(2))
 
 
 def _shrunk(job: Job, family: Family) -> tuple[list[Measurement], Decay | None]:
@@ -126,12 +127,19 @@ def _shrunk(job: Job, family: Family) -> tuple[list[Measurement], Decay | None]:
     def pairs(effort: Effort) -> list[_Pair]:
         return [measure(loss, where, moment(1.0), effort, at) for loss, where, at in prepared]
 
-    return _falling(family.small, [size for size, _ in family.members], pairs, job.sampled)
+    return _falling(family.small, [size for size, _ in family.members], pairs, job.sampled(2))
 
 
-def once(effort: Effort, share: int = 1) -> Effort:
-    """One round, perhaps shorter, for what is told beside the certificate."""
-    return replace(effort, batches=max(4, effort.batches // share), more=0)
+def once(effort: Effort) -> Effort:
+    """One round, as it is."""
+    return replace(effort, more=0)
+
+
+def beside(effort: Effort, share: int, posterior: Posterior | None) -> Effort:
+    """For what is told beside the certificate: half as many rows and a share of the batches, and
+    twice as many batches where these do not tell."""
+    batches = max(ENOUGH, effort.batches // share)
+    return replace(effort, rows=effort.rows // 2, batches=batches, more=2, posterior=posterior)
 
 
 def _falling(

@@ -11,7 +11,7 @@ import torch
 
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.measure import Effort, measure, moment
-from flowdsl.certify.part import Compile, Job, Part, compiled, measured, once
+from flowdsl.certify.part import Compile, Job, Part, beside, compiled, measured
 from flowdsl.certify.setting import Setting, setting
 from flowdsl.certify.strata import strata
 from flowdsl.certify.variant import Bare, as_written, bare
@@ -110,12 +110,12 @@ def _reason(parts: list[Part], jobs: list[Job], worst: Part) -> str:
 def _as_written(objective: Objective, term: Term, job: Job) -> Measurement:
     """The same statistic of the very loss, all of its rows together."""
     loss = compiled(as_written(objective, term), job.compile)
-    effort = replace(once(job.effort), posterior=job.posterior(exact=False))
+    effort = beside(job.effort, 1, job.posterior(exact=False))
     return measure(loss, job.where, moment(1.0), effort)[0]
 
 
 def _elsewhere(job: Job) -> Measurement:
     """The same statistic at the flow of another field, all rows together."""
     where = replace(job.where, truths=job.where.elsewhere)
-    effort = replace(once(job.effort, 2), posterior=job.posterior(exact=True))
+    effort = beside(job.effort, 2, job.posterior(exact=True))
     return measure(job.loss(job.objective, whole=True), where, moment(1.0), effort)[0]

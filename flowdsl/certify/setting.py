@@ -85,6 +85,7 @@ def setting(objective: Objective, loss: LossLike) -> Setting:
     shapes: dict[str, MapShape] = {}
     for flow_map in objective.maps.values():
         shape = MapShape(objective, flow_map, numbers)
+        shape.check()  # before what the field is: a network without a time has no truth to ask for
         shapes.setdefault(shape.network, shape)
     reader = MeanReader(objective, numbers, {path.state: data_field.path})
     span = _span(objective, loss, data, found, numbers)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flowdsl.certify.diagonal import on_diagonal
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.means import MeanReader, Shown
 from flowdsl.certify.places import Place, state_argument
@@ -132,22 +133,33 @@ class Solution:
         return self._equations[unlabelled]
 
     def _find(self, unlabelled: bool) -> Equation | None:
+        """The first equation that says that the field is guided. Raises `Uncertified` where there
+        are equations and none of them can be read: what is to be learned is then not known."""
+        unread: list[Uncertified] = []
+        readable = False
         for equation in self._candidates(unlabelled):
             probe = self.probe()
             scalars = self.parameters(equation.place, probe)
             try:
                 found = self._solve(equation, probe, scalars, 0)
-            except Uncertified:
+            except Uncertified as uncertified:
+                unread.append(uncertified)
                 continue
+            readable = True
             own, other = found.labelled, found.free
             if unlabelled:
                 own, other = other, own
             if found.is_guidance and bool((other.abs() > TOLERANCE).any()):
                 return equation
+        if unread and not readable:
+            raise Uncertified(
+                f"which field is to be learned cannot be read: {unread[0].reason}", unread[0].span
+            )
         return None
 
     def _candidates(self, unlabelled: bool) -> Iterator[Equation]:
-        """The direction of differentiation speaks first, then each term about its own rows."""
+        """The direction of differentiation speaks first, then each term about its own rows, at last
+        where its map's times are equal."""
         moving = self.objective.moving
         own = [place for place in self.places if place.unlabelled == unlabelled]
         if moving is not None and moving.along is not None:
@@ -157,6 +169,11 @@ class Solution:
                 if any(node == here for node in walk(place.reduce(moving.along))):
                     yield Equation(place, moving.along)
         yield from (Equation(place, None) for place in own)
+        for place in own:
+            shape = self.shapes.get(place.learner.network)
+            level = None if shape is None else on_diagonal(place, shape)
+            if level is not None:
+                yield Equation(level, None)
 
     def relation(
         self, time: Tensor, unlabelled: bool, scalars: Scalars, depth: int = 0

@@ -10,6 +10,7 @@ from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.numbers import evaluate
 from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.direction import repels
+from flowdsl.checks.learners import learners
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -24,7 +25,7 @@ NAME = "gradient"
 
 
 def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
-    verdicts = _learners(objective)
+    verdicts = learners(objective)
     for term in objective.terms:
         begin = time.perf_counter()
         found = _target(objective, term) + _fixed(objective, term)
@@ -41,26 +42,6 @@ def _expressions(term: Term) -> list[Expr]:
     """Everything of a term through which gradient may flow; the loss contains prediction and
     target."""
     return [term.loss]
-
-
-def _learners(objective: Objective) -> list[Verdict]:
-    learning = [n for n in objective.networks.values() if not n.frozen and n.average_of is None]
-    reached = {
-        call.network for term in objective.terms for e in _expressions(term)
-        for call in live_calls(objective, e)
-    }  # fmt: skip
-    lost = [n for n in learning if n.name not in reached]
-    verdicts = []
-    for network in lost:
-        message = f"{network.name} receives no gradient"
-        hint = "predict with it outside stop( ), or declare it frozen"
-        diagnostic = Diagnostic(NAME, message, network.span, hint=hint)
-        verdicts.append(Verdict(NAME, "refuted", message, diagnostic=diagnostic))
-    names = ", ".join(n.name for n in learning if n.name in reached)
-    if names and not lost:
-        word = "receives" if "," not in names else "receive"
-        verdicts.append(Verdict(NAME, "proved", f"{names} {word} gradient"))
-    return verdicts
 
 
 def _target(objective: Objective, term: Term) -> list[Verdict]:
@@ -241,8 +222,8 @@ CHECK = Check(
     NAME,
     5,
     "Does every network that should learn receive gradient, and by no path that was not meant?",
-    """A network that learns must be evaluated somewhere outside stop( ). `frozen` and `ema` hold
-parameters fixed, not arguments:
+    """A network that learns must be evaluated somewhere outside stop( ), in a term that its player
+learns from where there are players. `frozen` and `ema` hold parameters fixed, not arguments:
 
     match d/ds[map(z, t, s)] to slow(map(z, t, s), s, s)
 

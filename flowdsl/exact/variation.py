@@ -8,7 +8,7 @@ flow maps is used: the very steps of the integrator are differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,10 @@ class Average:
         rows = _Distinct.of(state, start, end, self.prepared.columns)
         known = self.memo.find(rows.key)
         if known is None:
-            known = integrated(rows.prepared(self.prepared), *rows.point, self.steps), None
+            value = torch.empty_like(rows.point[0])
+            for chosen, part, steps in self._parts(rows):
+                value[chosen] = integrated(part.prepared(self.prepared), *part.point, steps)
+            known = value, None
             self.memo.keep(rows.key, known)
         return known[0][rows.places]
 
@@ -63,9 +66,21 @@ class Average:
         known = self.memo.find(rows.key)
         rates = None if known is None else known[1]
         if rates is None:
-            value, rates = differentiated(rows.prepared(self.prepared), *rows.point, self.steps)
+            value = torch.empty_like(rows.point[0])
+            rates = value.new_empty(value.shape[1] + 2, *value.shape)
+            for chosen, part, steps in self._parts(rows):
+                value[chosen], rates[:, chosen] = differentiated(
+                    part.prepared(self.prepared), *part.point, steps
+                )
             self.memo.keep(rows.key, (value, rates))
         return rates[:, rows.places]
+
+    def _parts(self, rows: _Distinct) -> Iterator[tuple[Tensor, _Distinct, int]]:
+        """The rows by how many steps they take: at equal times one step is exact."""
+        _, start, end = rows.point
+        for chosen, steps in ((start == end, 1), (start != end, self.steps)):
+            if bool(chosen.any()):
+                yield chosen, rows.only(chosen), steps
 
     def table(self, state: Tensor, start: Tensor, end: Tensor) -> Tensor:
         """The derivatives as ordinary torch, to be differentiated in turn."""
@@ -125,6 +140,13 @@ class _Distinct:
         size = state.shape[1]
         few = rows[chosen]
         return cls((few[:, :size], few[:, size], few[:, size + 1]), few[:, size + 2 :], places)
+
+    def only(self, chosen: Tensor) -> _Distinct:
+        """Some of the rows, (rows,) booleans."""
+        if bool(chosen.all()):
+            return self
+        state, start, end = (part[chosen] for part in self.point)
+        return _Distinct((state, start, end), self.columns[chosen], self.places)
 
     @property
     def key(self) -> bytes:
