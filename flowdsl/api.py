@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from html import escape
@@ -113,6 +113,7 @@ class Objective:
         constants: Constants | None = None,
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
+        errors: bool = False,
         check: bool = True,
     ) -> Loss:
         """The loss. Warns with `NotProvedWarning` when a check fails, unless `check` is False: the
@@ -121,11 +122,13 @@ class Objective:
         `derivative="finite_difference"` takes central differences, for networks that have no
         forward derivative; `constants` replaces values of the spec's `constants`. With
         `fixed_shapes` no shape depends on what is drawn, as torch.compile needs it. `without` names
-        passes to leave out.
+        passes to leave out. With `errors` the metrics also hold each term's squared error, as
+        `target.mse`, before the weight that a robust loss makes of it.
         """
         if check and self.unproved:
             warnings.warn(NotProvedWarning(unproved_text(self)), stacklevel=2)
         options = _options(optimize, derivative, fixed_shapes, without)
+        options = replace(options, errors=errors)
         return pipeline.compiled(self.typed, options, constants)
 
     def stages(self) -> tuple[Stage, ...]:

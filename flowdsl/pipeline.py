@@ -279,9 +279,11 @@ def emitted(
 ) -> str:
     """Typed objective -> Python source."""
     from flowdsl.emit import emit
+    from flowdsl.passes.options import Options
 
-    derivative = "exact" if options is None else options.derivative
-    return emit(optimised(objective, options, constants), derivative=derivative)
+    options = options or Options()
+    program = optimised(objective, options, constants)
+    return emit(program, derivative=options.derivative, errors=options.errors)
 
 
 def compiled(

@@ -15,7 +15,7 @@ from flowdsl.cli.common import (
     warn_unless_proved,
     wide_console,
 )
-from flowdsl.cli.staging import stage_plans
+from flowdsl.cli.staging import saved_options, stage_plans
 from flowdsl.diagnostics import fail
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def train(
         )
         raise typer.Exit(result.exit_code)
     config = make_config(words, plan.recipe(objective.tree))
-    saved = _saved(objective, constants(set_), {"fixed_shapes": True} if config.compile else {})
+    saved = _saved(objective, constants(set_), saved_options(config.compile))
     result = train_run(
         compile_saved(saved),
         config,
@@ -245,7 +245,7 @@ def compile_saved(saved: SavedSpec) -> Loss:
     )
 
 
-_OPTIONS = ("optimize", "derivative", "fixed_shapes")
+_OPTIONS = ("optimize", "derivative", "fixed_shapes", "errors")
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def stage_plans(
         config = config.model_copy(update={"steps": until - taken})
         taken = until
         mine = {k: v for k, v in constants.items() if k in part.objective.typed.constants}
-        options = {"fixed_shapes": True} if config.compile else {}
+        options = saved_options(config.compile)
         spec = SavedSpec(text=part.objective.text(), constants=mine, options=options)
         plans.append(StagePlan(part.name, spec, config, part.carried))
     return plans
@@ -77,3 +77,8 @@ def _check_names(what: str, given: Mapping[str, Any], known: set[str]) -> None:
                 facts=((f"{what}s", ", ".join(sorted(known)) or "none"),),
                 hint=did_you_mean(name, known),
             )
+
+
+def saved_options(compiled: bool) -> dict[str, bool]:
+    """How a run's loss is compiled: its log tells squared errors too."""
+    return {"errors": True, **({"fixed_shapes": True} if compiled else {})}

@@ -20,6 +20,7 @@ class Writer:
 
     program: Program
     exact: bool
+    errors: bool = False
     lines: list[str] = field(default_factory=list)
     helpers: set[str] = field(default_factory=set)
     constants: set[str] = field(default_factory=set)

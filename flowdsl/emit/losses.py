@@ -34,7 +34,8 @@ def loss_function(writer: Writer, phase: Phase, name: str) -> list[str]:
     groups = _by_terms(made)
     several = len(graph.outputs) > 1
     guarded = several and bool(writer.objective.players)
-    statements = _statements(made, groups, guarded)
+    errors = _errors(made) if writer.errors else {}
+    statements = _statements(made, groups, guarded, errors)
     writer.use(made.printer)
     head = [f"def {name}({ARGUMENTS if name == 'loss' else PASSED}):"]
     head += [f"    {line}" for line in _loss_doc(writer, phase, name)]
@@ -105,13 +106,52 @@ def _by_terms(made: Function) -> dict[int, frozenset[str]]:
     return needed
 
 
-def _statements(made: Function, needed: dict[int, frozenset[str]], guarded: bool) -> list[str]:
+def _errors(made: Function) -> dict[str, int]:
+    """By term, the squared error that its loss is made of, where that is one and not the loss
+    itself."""
+    found: dict[str, int] = {}
+    for output in made.graph.outputs:
+        squares, stack, seen = set[int](), [output.loss], set[int]()
+        while stack:
+            at = stack.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if made.graph[at].op in ("sum_squares", "mean_squares"):
+                squares.add(at)
+            else:
+                stack.extend(made.graph[at].inputs)
+        if len(squares) == 1 and output.loss not in squares:
+            found[output.term] = squares.pop()
+    return found
+
+
+def _error_text(made: Function, at: int, rows: int | None) -> str:
+    """The mean of a squared error over the batch, as far as its term holds."""
+    graph, printer = made.graph, made.printer
+    name = printer.text(at, ATOM)
+    if rows is None:
+        return f"{name}.detach().mean()"
+    if graph.is_python(rows):
+        return f"{printer.text(rows, PRODUCT)} * {name}.detach().mean()"
+    return f"torch.where({printer.text(rows)}, {name}.detach(), 0).mean()"
+
+
+def _statements(
+    made: Function, needed: dict[int, frozenset[str]], guarded: bool, squares: dict[str, int]
+) -> list[str]:
     graph, body, printer = made.graph, made.body, made.printer
     results: list[tuple[str, str]] = []
+    errors: dict[str, str] = {}
     for output in graph.outputs:
         for root in (output.rows, output.loss):
             if root is not None:
                 body.need(root)
+        square = squares.get(output.term)
+        if square is not None:
+            name = "error" if graph[square].op == "sum_squares" else "mse"
+            body.need(square)
+            errors[f"{output.term}.{name}"] = _error_text(made, square, output.rows)
         if graph.is_python(output.loss):
             mean = f"torch.as_tensor({printer.text(output.loss)}, device=data.device)"
         elif output.rows is not None and graph.is_python(output.rows):
@@ -126,29 +166,43 @@ def _statements(made: Function, needed: dict[int, frozenset[str]], guarded: bool
         results.append((output.term, mean))
     if len(results) == 1:
         term, mean = results[0]
+        told = "".join(f', "{key}": {text}' for key, text in errors.items())
         return [
             *printed(body.statements, 4),
             *lay_out(f"value = {mean}", 4),
-            *lay_out(f'return value, {{"{term}": value.detach()}}', 4),
+            *lay_out(f'return value, {{"{term}": value.detach(){told}}}', 4),
         ]
+    lines = ["    errors = {}"] if errors else []
     if guarded:
-        lines = _guarded(body.statements, needed, results)
+        lines += _guarded(body.statements, needed, results, errors)
     else:
-        lines = [*printed(body.statements, 4), "    losses = {}"]
-        lines += [
-            line for term, mean in results for line in lay_out(f'losses["{term}"] = {mean}', 4)
-        ]
+        lines += [*printed(body.statements, 4), "    losses = {}"]
+        for term, mean in results:
+            lines += _entered(term, mean, errors, 4)
     lines += [
         "    value = sum(losses.values())"
         if guarded
         else "    value = sum(losses[name] for name in terms or losses)",
-        "    return value, {name: term.detach() for name, term in losses.items()}",
+        "    return value, {name: term.detach() for name, term in losses.items()}"
+        + (" | errors" if errors else ""),
     ]
     return lines
 
 
+def _entered(term: str, mean: str, errors: dict[str, str], indent: int) -> list[str]:
+    """A term's mean among the losses, and its squared error beside it."""
+    lines = lay_out(f'losses["{term}"] = {mean}', indent)
+    for key, text in errors.items():
+        if key.rpartition(".")[0] == term:
+            lines += lay_out(f'errors["{key}"] = {text}', indent)
+    return lines
+
+
 def _guarded(
-    statements: list[Statement], needed: dict[int, frozenset[str]], results: list[tuple[str, str]]
+    statements: list[Statement],
+    needed: dict[int, frozenset[str]],
+    results: list[tuple[str, str]],
+    errors: dict[str, str],
 ) -> list[str]:
     """Statements under the terms that need them: a player's step computes only its own."""
     everything = [term for term, _ in results]
@@ -172,7 +226,7 @@ def _guarded(
             lines.append(f"    if not terms.isdisjoint(({shown})):")
         lines += printed(sets[key], 8)
         if len(listed) == 1:
-            lines += lay_out(f'losses["{listed[0]}"] = {dict(results)[listed[0]]}', 8)
+            lines += _entered(listed[0], dict(results)[listed[0]], errors, 8)
     return lines
 
 

@@ -22,14 +22,15 @@ from flowdsl.spec.objective import Objective
 DIFFERENCE_STEP = "1e-4"
 
 
-def emit(program: Program, *, derivative: str = "exact") -> str:
+def emit(program: Program, *, derivative: str = "exact", errors: bool = False) -> str:
     """The Python source of a compiled objective. It imports torch and nothing else.
 
-    `derivative` is "exact" (forward mode) or "finite_difference" (a central difference).
+    `derivative` is "exact" (forward mode) or "finite_difference" (a central difference); with
+    `errors` the metrics hold squared errors beside the terms.
     """
     objective = program.common.objective
     _refuse_collisions(objective)
-    writer = Writer(program, derivative == "exact")
+    writer = Writer(program, derivative == "exact", errors)
     drawn = _draw_function(writer)
     losses: list[str] = []
     for phase in program.phases:

@@ -17,7 +17,8 @@ class Options:
     careful hand makes of the formula: each phase of training evaluates what it needs and no more,
     and a derivative through which gradient flows yields its value too. `derivative` is "exact"
     (forward mode) or "finite_difference". With `fixed_shapes` no shape depends on what is drawn, as
-    torch.compile needs it. `without` names passes to leave out.
+    torch.compile needs it. `without` names passes to leave out. With `errors` the metrics also hold
+    each term's squared error as it was before a weight that depends on it.
 
     Raises DiagnosticError for a derivative or a pass that there is not.
     """
@@ -27,6 +28,7 @@ class Options:
     fixed_shapes: bool = False
     without: tuple[str, ...] = ()
     transcribed: bool = False
+    errors: bool = False
 
     def __post_init__(self) -> None:
         _known("derivative", self.derivative, DERIVATIVES)

@@ -91,8 +91,13 @@ class Bar:
         self._progress.update(self._task, completed=step)
 
     def line(self, step: int, values: Mapping[str, float], rate: float) -> None:
-        loss = f"loss {values['loss']:.4g}  " if "loss" in values else ""
-        self._progress.update(self._task, numbers=f"{loss}{rate:.1f} steps/s")
+        words = [
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if name == "loss" or name.rpartition(".")[2] in ("error", "mse")
+        ]
+        numbers = "  ".join([*words[:3], f"{rate:.1f} steps/s"])
+        self._progress.update(self._task, numbers=numbers)
 
     def message(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -341,7 +341,12 @@ def _record(state: TrainState, dataset: Dataset, config: TrainConfig, spec: Save
 
 
 def _shown(means: dict[str, float]) -> dict[str, float]:
-    """What a line of progress shows: losses, gradient norms, and terms where there are several."""
-    terms = {k.removeprefix("terms."): v for k, v in means.items() if k.startswith("terms.")}
+    """What a line of progress shows: losses, gradient norms, and terms where there are several;
+    squared errors, where the loss makes another number of them.
+    """
+    told = {k.removeprefix("terms."): v for k, v in means.items() if k.startswith("terms.")}
+    terms = {k: v for k, v in told.items() if "." not in k}
     shown = {k: v for k, v in means.items() if k.endswith(("loss", "gradient_norm"))}
-    return shown | (terms if len(terms) > 1 else {})
+    if len(terms) > 1:
+        return shown | told
+    return shown | {k.rpartition(".")[2]: v for k, v in told.items() if k not in terms}
