@@ -64,7 +64,7 @@ def tiny(monkeypatch):
     """Runs on the tiny images of the other tests; `then(step)` is called before each batch."""
 
     def use(then=lambda step: None):
-        monkeypatch.setattr(runs, "load_dataset", lambda spec, size: Watched(then))
+        monkeypatch.setattr(runs, "load_dataset", lambda *_: Watched(then))
 
     use()
     return use
