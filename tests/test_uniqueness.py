@@ -169,3 +169,25 @@ def test_an_arbitrary_map_is_arbitrary() -> None:
     atoms = list(analysis.study(case, kind="any apart").residual.atoms())
     assert any(isinstance(a, FunctionAtom) for a in atoms)
     assert not any(isinstance(a, MapAtom) for a in atoms)
+
+
+def test_a_single_term_says_what_it_rules_out() -> None:
+    text = spec(EULERIAN, "t along velocity", anchor="")
+    still = "the map that moves nothing, the map that moves nothing off the diagonal"
+    assert f"{still}: ruled out by target" in notes(text)
+    velocity = check(load("rectified_flow"), only=["anchored"])
+    assert not any("ruled out" in v.message for v in velocity.verdicts)  # it has no map
+
+
+@pytest.mark.parametrize(
+    ("name", "boundary"),
+    [
+        ("meanflow", "J F[v] = 0 with F(z, t, t) = z"),
+        ("continuous_consistency_training", "J F[v] = 0 with F(z, 0) = z"),
+        ("free_flow", "v(F, s) with F(z, 1) = z"),
+    ],
+)
+def test_a_theorem_names_the_boundary_of_its_map(name: str, boundary: str) -> None:
+    told = [v.message for v in check(load(name), only=["anchored"]).verdicts]
+    assert any(boundary in message for message in told)
+    assert not any("BOUNDARY" in message for message in told)

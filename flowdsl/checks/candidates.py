@@ -15,6 +15,7 @@ from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors, anchors
 from flowdsl.proof.uniqueness import CANDIDATES, Operator, objects, operator
 from flowdsl.spec.core import Formal
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
 
@@ -22,12 +23,12 @@ NAME = "anchored"
 THEOREMS: dict[Operator, str] = {
     "eulerian": (
         "unique among all maps F that are differentiable, not only among flows: the term is "
-        "∂F/∂t + J F[v] = 0 with F(z, t, t) = z, which the method of characteristics solves in one "
+        "∂F/∂t + J F[v] = 0 with BOUNDARY, which the method of characteristics solves in one "
         "way (Evans, Partial Differential Equations, section 3.2)"
     ),
     "lagrangian": (
         "unique among all maps F that are differentiable, not only among flows: the term is "
-        "∂F/∂s = v(F, s) with F(z, t, t) = z, which has one solution where v is Lipschitz "
+        "∂F/∂s = v(F, s) with BOUNDARY, which has one solution where v is Lipschitz "
         "(Picard-Lindelöf; Hartman, Ordinary Differential Equations, theorem II.1.1)"
     ),
 }
@@ -49,12 +50,14 @@ def stands_still(analysis: Analysis) -> bool:
 
 
 def _ruled_out(objective: Objective, analysis: Analysis) -> list[Verdict]:
-    """Which term objects to which map; one line per set of terms. Nothing where there is but one
-    term, which `proved` names."""
-    if len(analysis.matched) < 2:
-        return []
+    """Which term objects to which map; one line per set of terms. Of another flow nothing where
+    there is but one term, which `proved` names."""
     by_terms: dict[tuple[str, ...], list[str]] = {}
     for candidate in CANDIDATES:
+        if candidate.kind == "hat" and len(analysis.matched) < 2:
+            continue
+        if candidate.kind != "hat" and not objective.maps:
+            continue
         if candidate.kind == "constant" and _hard(objective, analysis):
             continue
         if candidate.kind == "still apart" and not _two_times(objective):
@@ -99,9 +102,21 @@ def _theorems(objective: Objective, analysis: Analysis) -> list[Verdict]:
         if read is not None:
             told.setdefault((case.term.name, read), []).append(case)
     return [
-        Verdict(NAME, "note", THEOREMS[read], name, rows_text(analysis, found))
+        Verdict(NAME, "note", _theorem(objective, read), name, rows_text(analysis, found))
         for (name, read), found in told.items()
     ]
+
+
+def _theorem(objective: Objective, read: Operator) -> str:
+    """A theorem with the boundary of the objective's map: at equal times, or at its fixed one."""
+    fixed = [
+        Notation.of(objective).text(end)
+        for flow_map in objective.maps.values()
+        for end in (flow_map.start, flow_map.end)
+        if not isinstance(end, Formal)
+    ]
+    boundary = f"F(z, {fixed[0]}) = z" if fixed else "F(z, t, t) = z"
+    return THEOREMS[read].replace("BOUNDARY", boundary)
 
 
 def _hard(objective: Objective, analysis: Analysis) -> bool:

@@ -56,25 +56,25 @@ def compare(analysis: Analysis, other: Objective, claim: Claim) -> list[Pair]:
 
     For all values of the constants where that can be shown, else at the values of the specs.
     """
+    beside = Analysis(other, analysis.identities, analysis.clock)
     same_values = all(
         analysis.objective.constants[n] == v
         for n, v in other.constants.items()
         if n in analysis.objective.constants
     )
     if same_values:
-        pairs = _compare(analysis, other, claim, True)
+        pairs = _compare(analysis, beside, claim, True)
         if pairs[-1].same:
             return pairs
-    return _compare(analysis, other, claim, False)
+    return _compare(analysis, beside, claim, False)
 
 
-def _compare(analysis: Analysis, other: Objective, claim: Claim, same_values: bool) -> list[Pair]:
-    mine = replace(_fresh(analysis), symbolic=same_values)
-    yours = Analysis(other, analysis.identities, analysis.clock, symbolic=same_values)
+def _compare(analysis: Analysis, other: Analysis, claim: Claim, same_values: bool) -> list[Pair]:
+    mine, yours = _fresh(analysis, same_values), _fresh(other, same_values)
     mine.share_with(yours)
-    yours.aliases = _aliases(analysis.objective, other)
+    yours.aliases = _aliases(analysis.objective, other.objective)
     parameter = _parameter(mine, claim)
-    own, theirs = (_terms(o, claim) for o in (analysis.objective, other))
+    own, theirs = (_terms(a.objective, claim) for a in (analysis, other))
     if not own or not theirs:
         raise Undecided("there are no terms to compare")
     matched = all(term.target is not None for term in (*own, *theirs))
@@ -119,8 +119,13 @@ def _rows(
     return pairs
 
 
-def _fresh(analysis: Analysis) -> Analysis:
-    return Analysis(analysis.objective, analysis.identities, analysis.clock)
+def _fresh(analysis: Analysis, symbolic: bool) -> Analysis:
+    """The same objective with nothing studied yet; its kinds of rows are those that are known."""
+    found = Analysis(
+        analysis.objective, analysis.identities, analysis.clock, symbolic, _cases=analysis._cases
+    )
+    vars(found).update(curricula=analysis.curricula, domain=analysis.domain)
+    return found
 
 
 def _aliases(one: Objective, other: Objective) -> dict[str, str]:

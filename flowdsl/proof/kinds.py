@@ -27,10 +27,17 @@ def row_kinds(analysis: Analysis, terms: Sequence[Term]) -> list[RowKind]:
     for term in terms:
         kinds = [longer for kind in kinds for longer in _with(analysis, kind, term)]
     return [
-        RowKind(k.facts, k.implied,
-                tuple(make_case(analysis.domain, c.term, k.facts, k.implied) for c in k.cases))
-        for k in kinds if k.cases
-    ]  # fmt: skip
+        RowKind(kind.facts, kind.implied, tuple(_known(analysis, kind, c) for c in kind.cases))
+        for kind in kinds
+        if kind.cases
+    ]
+
+
+def _known(analysis: Analysis, kind: RowKind, case: Case) -> Case:
+    """A case with all that is known of its rows."""
+    if (case.facts, case.implied) == (kind.facts, kind.implied):
+        return case
+    return make_case(analysis.domain, case.term, kind.facts, kind.implied)
 
 
 def _with(analysis: Analysis, kind: RowKind, term: Term) -> Iterator[RowKind]:

@@ -104,12 +104,12 @@ class TooManyKinds(Undecided):
 def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
     """Every kind of row on which the term is computed. Raises `TooManyKinds` beyond `LIMIT`."""
     leaves: list[Case] = []
-    expressions = relevant(objective, term)
 
-    def visit(facts: dict[Expr, bool], implied: frozenset[Expr]) -> None:
+    def visit(expressions: list[Expr], facts: dict[Expr, bool], implied: frozenset[Expr]) -> None:
+        """`expressions` are those that tell rows apart, as they are where the facts hold."""
         if term.rows is not None and assume(term.rows, facts) == FALSE:
             return
-        condition = _next_condition(expressions, facts)
+        condition = _next_condition(expressions)
         if condition is None:
             leaves.append(make_case(domain, term, facts, implied))
             if len(leaves) > LIMIT:
@@ -120,19 +120,16 @@ def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
             branches = [v for v in branches if assume(term.rows, {**facts, condition: v}) != FALSE]
         for value in branches:
             settled = implied | {condition} if len(branches) == 1 else implied
-            visit({**facts, condition: value}, settled)
+            reduced = list(dict.fromkeys(assume(e, {condition: value}) for e in expressions))
+            visit(reduced, {**facts, condition: value}, settled)
 
-    visit({}, frozenset())
+    visit(relevant(objective, term), {}, frozenset())
     return leaves
 
 
-def _next_condition(expressions: list[Expr], facts: dict[Expr, bool]) -> Expr | None:
+def _next_condition(expressions: list[Expr]) -> Expr | None:
     """The first condition still open: draws before comparisons, steps before rows."""
-    still_open: dict[Expr, None] = {}
-    for expr in expressions:
-        for condition in conditions_of(assume(expr, facts)):
-            if condition not in facts:
-                still_open[condition] = None
+    still_open = dict.fromkeys(c for expr in expressions for c in conditions_of(expr))
     return min(
         still_open,
         key=lambda c: (not isinstance(c, Draw), level_of(c) is not Level.STEP),
