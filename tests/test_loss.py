@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -363,20 +362,17 @@ def test_compiled_by_torch(loss: Loss) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _shards(draws: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     return {name: value[rows] for name, value in draws.items()}
 
 
-def _process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _process(rank: int, folder: str) -> None:
+    """One rank. They meet in a file: a port that was free may be taken before it is bound, and the
+    rank that answers at a port may be gone while the other still asks."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     saved = torch.load(Path(folder) / "batch.pt", weights_only=True)
     for name in ("meanflow", "tvm", "distillation"):
         objective = objectives.ALL[name]()
@@ -393,6 +389,7 @@ def _process(rank: int, port: int, folder: str) -> None:
             value.backward()
         gradients = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
         torch.save(gradients, Path(folder) / f"{name}_{rank}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
@@ -412,7 +409,7 @@ def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
         value.backward()
         expected[name] = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
     torch.save(saved, tmp_path / "batch.pt")
-    mp.spawn(_process, (free_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)
     for name, gradients in expected.items():
         for rank in (0, 1):
             found = torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=True)
