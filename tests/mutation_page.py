@@ -30,7 +30,7 @@ makes this page. Judged at {commits}.
 | same | draws and computes what the spec does |
 | equal | has the spec's gradient for every network, row by row, up to a positive weight |
 | another | is another objective, and proved: its truth is the data's flow as well |
-| as biased | is no worse than its spec, which is biased by its nature |
+| as biased | is no worse than its spec, which is biased by its nature or does not pass itself |
 | undecided | is neither proved nor refuted, and so does not pass |
 | crashed | ends in an exception: a bug in flowdsl |
 

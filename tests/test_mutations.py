@@ -70,6 +70,11 @@ WRONG = [
     ("ddpm", "(first - last) / (T - 1)", "boundary"),
     ("vp_diffusion", "-> match noise to epsilon(z, t)", ""),
     ("reflow", "flow(old, data, 1, 0", "times"),
+    ("tvm", "-> z(t) = (1 - gap) * data + t * noise", "boundary"),
+    ("flow_map_lagrangian_distillation", "-> z(t) = (1 - t) * data + s * noise", "boundary"),
+    ("free_flow", "-> s ~ uniform(0.5, 1)", "anchored"),
+    ("free_flow", "-> s ~ uniform(0, 0.5)", "anchored"),
+    ("tmd_meanflow", "-> s, r ~ sorted(shifted(uniform(1, 0), 3))", "anchored"),
     ("reflow", "-> t ~ uniform(0, 0.5)", "anchored"),
     ("reflow", "data = flow(old, noise, 1, 0, steps = 8)", ""),
 ]

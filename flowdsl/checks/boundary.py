@@ -16,7 +16,7 @@ from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.show import times
 from flowdsl.proof.wellformed import flaw
-from flowdsl.spec.core import Expr, Formal, PathState, walk
+from flowdsl.spec.core import Draw, Expr, Formal, Kind, PathState, walk
 from flowdsl.spec.objective import FlowMap, Objective, Path
 from flowdsl.truth.cases import Case
 from flowdsl.truth.maps import MapNetwork, shape_of
@@ -42,11 +42,21 @@ def _path(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
     """The path must join the data and the noise, and must not stand still on the way."""
     begin = time.perf_counter()
     verdict = (
-        _undefined(objective, path)
+        _foreign(path)
+        or _undefined(objective, path)
         or _standing(objective, path)
         or _ends(objective, analysis, path)
     )
     return replace(verdict, term=path.state, seconds=time.perf_counter() - begin)
+
+
+def _foreign(path: Path) -> Verdict | None:
+    """A path whose schedule reads a draw of the row, which no network is told."""
+    for node in walk(path.body):
+        if isinstance(node, Draw) and node.kind in (Kind.TIME, Kind.SCALAR):
+            message = f"the path {path.state}({path.time}) reads `{node.name}`, a draw of the row"
+            return _refuted(path, message, f"write its weights in {path.time} alone")
+    return None
 
 
 def _undefined(objective: Objective, path: Path) -> Verdict | None:

@@ -124,7 +124,7 @@ def _missed(analysis: Analysis, flow_map: FlowMap, at_end: bool) -> str:
 def _trained(
     analysis: Analysis, flow_map: FlowMap, at_end: bool, ends: list[bool]
 ) -> Iterator[Reached | None]:
-    """The rows that train a map; None for one whose times are not known, or not drawn."""
+    """The rows that train a map; None for one whose times are not known."""
     steps: dict[Expr, Fraction] = {}
     for case in analysis.all_cases():
         if is_empty(analysis, case) or (at_end and not current(analysis, case, 1.0)):
@@ -138,9 +138,7 @@ def _trained(
                 for step in (s for t in moving for s in steps_in(t)):
                     value = analysis.curricula.value(step, 1.0)
                     steps[step] = Fraction(value).limit_denominator(10**6)
-            reached = _reached(analysis, case, moving, steps if at_end else None)
-            drawn = reached is not None and any(t.terms for t in reached.times)
-            yield reached if drawn else None
+            yield _reached(analysis, case, moving, steps if at_end else None)
 
 
 def _reached(

@@ -62,7 +62,7 @@ def operation(op: str, x: list[Interval]) -> Interval:
             return -x[0][1], -x[0][0]
         case "mul":
             return _corners(_times, x[0], x[1])
-        case "div" if x[1][0] > 0 or x[1][1] < 0:
+        case "div" if min(x[1]) > 0 or max(x[1]) < 0:  # also where a law's ends are exchanged
             return _corners(lambda a, b: 0.0 if math.isinf(b) else a / b, x[0], x[1])
         case "pow" if x[1][0] == x[1][1] and x[0][0] >= 0 and 0 < x[1][0] <= 64 and x[0][1] < 1e4:
             return x[0][0] ** x[1][0], x[0][1] ** x[1][0]
