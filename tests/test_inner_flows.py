@@ -7,12 +7,17 @@ keeps its number of standard deviations from the mean.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from compiler_support import Net
 from torch import Tensor
+from typer.testing import CliRunner
 
+import flowdsl
 from flowdsl import pipeline
+from flowdsl.cli import app
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.runtime.samplers import SampleOptions
 from flowdsl.runtime.sampling import sample
@@ -146,3 +151,22 @@ def test_samplers_that_do_not_suit_are_refused() -> None:
     with pytest.raises(DiagnosticError, match="learns no inner flow"):
         sample(plain, Net, (2,), 2, 1, noise=normal(2, 0),
                options=SampleOptions(sampler="transition"))  # fmt: skip
+
+
+def test_inner_steps_are_refused_where_there_is_no_inner_flow_and_told_where_there_is(
+    tmp_path: Path,
+) -> None:
+    loss = flowdsl.load("flow_matching").compile()
+    with pytest.raises(DiagnosticError, match="learns no inner flow"):
+        sample(loss, lambda z, t, **_: z, (1, 4, 4), 2, 1, options=SampleOptions(inner=2))
+    inner = flowdsl.load("tmd_meanflow").compile(check=False)
+    with pytest.raises(DiagnosticError) as caught:
+        sample(inner, {}, (1, 4, 4), 2, 1, options=SampleOptions(guidance=2.0))
+    (told,) = caught.value.diagnostics
+    assert told.hint == "train with another guidance constant"  # no velocity to sample instead
+    folder = str(tmp_path / "run")
+    run = CliRunner()
+    assert run.invoke(app, ["train", "tmd_meanflow", "steps=1", "batch=8", "sample_steps=1",
+                            "tensorboard=no", "-o", folder]).exit_code == 0  # fmt: skip
+    done = run.invoke(app, ["sample", folder, "--steps", "1", "--inner", "3"])
+    assert "inner steps: 3 (`--inner N`)" in done.output

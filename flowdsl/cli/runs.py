@@ -189,7 +189,13 @@ def sample(
         conditions=conditions,
         options=SampleOptions(_sampler(sampler), guidance, constants(set_), inner=inner),
     )
-    typer.echo(f"wrote {sample_run(run, compile_saved, request, out=out).path}")
+    done = sample_run(run, compile_saved, request, out=out)
+    typer.echo(f"wrote {done.path}")
+    if done.sampler == "transition":
+        typer.echo(
+            f"each step drew what lies ahead of a state; inner steps: {inner} (`--inner N`)",
+            err=True,
+        )
 
 
 def evaluate(

@@ -25,7 +25,7 @@ from flowdsl.runtime.loading import (
 from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, shows_labels
 from flowdsl.runtime.protocols import CompiledLoss, takes_labels
 from flowdsl.runtime.samplers import SampleOptions
-from flowdsl.runtime.sampling import possible_steps
+from flowdsl.runtime.sampling import possible_steps, resolved_sampler
 from flowdsl.runtime.training.config import TrainConfig
 from flowdsl.runtime.training.directory import (
     RunDirectory,
@@ -100,10 +100,12 @@ class SampleRequest:
 
 @dataclass(frozen=True, eq=False)
 class SampleResult:
-    """Where the picture is, and the states (rows, columns, *shape) by number of steps."""
+    """Where the picture is, the states (rows, columns, *shape) by number of steps, and the sampler
+    that "auto" stood for."""
 
     path: Path
     states: Mapping[int, Tensor]
+    sampler: str = ""
 
 
 def sample_run(
@@ -151,7 +153,7 @@ def sample_run(
     except (OSError, ValueError) as error:
         raise fail("sample", f"{path} cannot be written: {error}") from error
     states = {n: block.states for n, block in zip(steps, blocks, strict=True)}
-    return SampleResult(path, states)
+    return SampleResult(path, states, resolved_sampler(run.loss.signature, request.options.sampler))
 
 
 def evaluate_run(

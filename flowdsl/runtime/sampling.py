@@ -162,6 +162,13 @@ def _rule(loss: CompiledLoss, options: SampleOptions) -> Rule:
         raise fail("sample", f"{signature.name} learns {what}", hint=hint)
     if options.inner < 1:
         raise fail("sample", f"{options.inner} inner steps", hint="at least one")
+    if options.inner > 1 and name != "transition":
+        raise fail(
+            "sample",
+            f"{signature.name} learns no inner flow, so there is nothing to take {options.inner} "
+            "inner steps in",
+            hint="more steps of the sampler: --steps",
+        )
     if name in ("jump", "renoise") and signature.sampler == "velocity":
         raise fail("sample", f"{signature.name} learns a velocity, not a map", hint="euler or heun")
     if name == "jump" and signature.fixed_end is not None:
@@ -202,7 +209,8 @@ def _check_guidance(signature: ObjectiveSignature, guidance: float, name: str) -
         raise fail(
             "sample",
             f"guidance {guidance:g} cannot be applied to a map: it is learned with the map",
-            hint="train with another guidance constant, or sample the velocity (euler, heun)",
+            hint="train with another guidance constant"
+            + ("" if name == "transition" else ", or sample the velocity (euler, heun)"),
         )
     if not takes_labels(signature):
         raise fail("sample", f"guidance needs labels, which {signature.name} does not see")
