@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from training_support import QUICK, TinyNet, Watched, at, log_of, tiny_dataset
 
+import flowdsl
 from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.runtime.training.checkpoints import load_checkpoint
@@ -146,3 +147,27 @@ def test_a_game_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) -> N
             other = b.optimizers[player]["state"][k]
             assert all(torch.equal(v, other[name]) for name, v in moments.items())
     assert log_of(whole) == log_of(parts)
+
+
+ALTERNATING = """objective alternating
+path     z(t) = (1 - t) * data + t * noise
+times    t ~ uniform(0, 1)
+network  u(z, t); v(z, t)
+target   match u(z, t) to velocity
+critic   match v(z, t) to velocity
+players  student: u on target every 5; critic: v on critic except every 5
+"""
+
+
+def test_a_player_may_rest_exactly_when_another_steps() -> None:
+    objective = flowdsl.loads(ALTERNATING)
+    assert flowdsl.loads(objective.text()).typed.players == objective.typed.players
+    student, critic = players_of(objective.compile().signature)
+    turns = [(bool(student.due(k)), bool(critic.due(k))) for k in range(11)]
+    assert turns == [(k % 5 == 0, k % 5 != 0) for k in range(11)]
+
+
+@pytest.mark.parametrize("number", ["0", "1", "2.5", "20000"])
+def test_every_step_but_all_of_them_is_no_rhythm(number: str) -> None:
+    with pytest.raises(DiagnosticError, match=f"`except every {number}` is no number of steps"):
+        flowdsl.loads(ALTERNATING.replace("except every 5", f"except every {number}"))

@@ -14,14 +14,17 @@ from flowdsl.syntax.tree import Line
 
 @dataclass(frozen=True)
 class PlayerLine(Line):
-    """`name: networks on term every n, …`."""
+    """`name: networks on term every n, …`; a term with a rhythm -n rests at every n-th step."""
 
     name: str
     networks: tuple[str, ...]
     terms: tuple[tuple[str, int], ...]
 
     def parts(self) -> tuple[str, ...]:
-        shown = (term if every == 1 else f"{term} every {every}" for term, every in self.terms)
+        shown = (
+            term if every == 1 else f"{term} {'except ' if every < 0 else ''}every {abs(every)}"
+            for term, every in self.terms
+        )
         return (f"{self.name}: {', '.join(self.networks)} on {', '.join(shown)}",)
 
 
@@ -30,11 +33,13 @@ def _player(span: Span, children: list[object]) -> Line:
     assert isinstance(networks, list)
     assert isinstance(played, list)
     terms = []
-    for term, every in played:
+    for term, rests, every in played:
         text = "1" if every is None else str(every)
-        if not text.isdigit() or not 1 <= int(text) <= 10_000:
-            raise fail("syntax", f"`every {text}` is no number of steps", span)
-        terms.append((str(term), int(text)))
+        least = 1 if rests is None else 2  # except every step is never
+        if not text.isdigit() or not least <= int(text) <= 10_000:
+            word = "every" if rests is None else "except every"
+            raise fail("syntax", f"`{word} {text}` is no number of steps", span)
+        terms.append((str(term), int(text) if rests is None else -int(text)))
     return PlayerLine(span, str(name), tuple(str(n) for n in networks), tuple(terms))
 
 
@@ -111,9 +116,10 @@ CLAUSES = (
         SectionSyntax(
             "players",
             "NAME _COLON names _ON played -> player",
-            "NAME: NETWORK, … on TERM [every N], …",
+            "NAME: NETWORK, … on TERM [[except] every N], …",
             {"player": _player},
-            'played: play (_COMMA play)*\nplay: NAME [_EVERY NUMBER]\n_EVERY: "every"',
+            "played: play (_COMMA play)*\nplay: NAME [[EXCEPT] _EVERY NUMBER]\n"
+            '_EVERY: "every"\nEXCEPT: "except"',
             {
                 "NAME": Wanted("`:` and the networks of this player"),
                 "_COLON": Wanted("a network of this player", _NETWORKS),
@@ -123,7 +129,11 @@ CLAUSES = (
                 "played: play": Wanted("`,` and another term, or " + END),
                 "played: played": Wanted("`,` and another term, or " + END),
                 "played: _COMMA": Wanted("another term"),
-                "play: NAME": Wanted("`every N` for a term of every N-th step, `,`, or " + END),
+                "play: NAME": Wanted(
+                    "`every N` for a term of every N-th step, `except every N` for one of the "
+                    "others, `,`, or " + END
+                ),
+                "play: EXCEPT": Wanted("`every N`, the steps on which the term rests"),
                 "play: _EVERY": Wanted("a number of steps, such as `2`"),
                 "play: NUMBER": Wanted("`,` and another term, or " + END),
             },

@@ -64,7 +64,8 @@ class Share:
 
 @dataclass(frozen=True)
 class PlayerSignature:
-    """Who learns what: these networks, from these terms, each at every so-many-th step."""
+    """Who learns what: these networks, from these terms, each at every so-many-th step,
+    or with a negative number at all others."""
 
     name: str
     networks: tuple[str, ...]

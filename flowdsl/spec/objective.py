@@ -119,7 +119,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Player:
-    """`name: networks on terms`; each term is `(name, every)`: learnt on every so-many-th step."""
+    """`name: networks on terms`; each term is `(name, every)`: learnt at every so-many-th step,
+    or for a negative number at all but these."""
 
     name: str
     networks: tuple[str, ...]

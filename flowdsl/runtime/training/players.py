@@ -22,7 +22,8 @@ from flowdsl.runtime.training.config import OptimizerConfig, TrainConfig
 class Player:
     """The networks in `roles` learn the terms in `terms` (None: all), at every `every`-th step.
 
-    `rhythm` holds terms that this player learns more rarely, at every so-many-th of all steps.
+    `rhythm` holds terms that this player learns more rarely, at every so-many-th of all steps; with
+    a negative number it rests at these, and learns at all others.
     """
 
     name: str
@@ -40,7 +41,11 @@ class Player:
             return ()
         if self.terms is None:
             return None
-        return tuple(term for term in self.terms if step % self.rhythm.get(term, 1) == 0)
+        return tuple(term for term in self.terms if _falls_on(self.rhythm.get(term, 1), step))
+
+
+def _falls_on(every: int, step: int) -> bool:
+    return (step % abs(every) == 0) == (every > 0)
 
 
 def players_of(signature: ObjectiveSignature) -> tuple[Player, ...]:
@@ -152,6 +157,12 @@ def check_players(
             if term not in signature.terms:
                 hint = did_you_mean(term, signature.terms)
                 raise fail("players", f'{player.name}: there is no term "{term}"', hint=hint)
-        for every in (player.every, *player.rhythm.values()):
-            if every < 1:
-                raise fail("players", f"{player.name} learns every {every} steps", hint=">= 1")
+        if player.every < 1:
+            raise fail("players", f"{player.name} learns every {player.every} steps", hint=">= 1")
+        for every in player.rhythm.values():
+            if every in (0, -1):
+                raise fail(
+                    "players",
+                    f"{player.name} learns every {every} steps",
+                    hint="n, or -n for all steps but every n-th, of which two or more",
+                )
