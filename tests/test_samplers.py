@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import flowdsl
 from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.exact import MixtureField, linear_path
@@ -23,6 +24,7 @@ from flowdsl.runtime.evaluation import EvaluationOptions, evaluate
 from flowdsl.runtime.features import Features
 from flowdsl.runtime.samplers import SampleOptions
 from flowdsl.runtime.sampling import possible_steps, sample
+from flowdsl.runtime.training.overrides import make_config
 from flowdsl.runtime.truth import exact_flow
 
 STD = 0.5
@@ -256,6 +258,18 @@ target match v(z, t) to velocity
         pipeline.load_text(text + "sample q = 4\n")
 
 
+def test_steps_suit_the_objective_unless_they_are_told() -> None:
+    flow, jumps = (flowdsl.load(n).compile().signature for n in ("flow_matching", "meanflow"))
+    assert possible_steps(flow) == (4, 16, 64)
+    assert possible_steps(jumps) == (1, 2, 4)
+    assert possible_steps(flow, [3]) == possible_steps(jumps, [3]) == (3,)
+    assert make_config([]).sample_steps is None
+    assert make_config(["sample_steps=none"], {"sample_steps": [2]}).sample_steps is None
+    assert make_config(["sample_steps=2,8"]).sample_steps == (2, 8)
+    with pytest.raises(DiagnosticError, match="sample_steps cannot be"):
+        make_config(["sample_steps=0"])
+
+
 def test_a_map_with_a_fixed_start_makes_one_step() -> None:
     text = """objective forward
 path z(t) = (1 - t) * data + t * noise
@@ -267,7 +281,7 @@ target match F(noise, s) to stop(teacher(map(noise, 1, s), s) - (s - 1) * d/ds[F
 """
     loss = pipeline.compiled(pipeline.load_text(text))
     assert loss.signature.fixed_start == 1.0
-    assert possible_steps(loss.signature, (1, 2, 4)) == (1,)
+    assert possible_steps(loss.signature, (1, 2, 4)) == possible_steps(loss.signature) == (1,)
     network = lambda z, s: (1 - STD) * z  # noqa: E731
     noise, found = drawn(loss, network, 1)
     assert torch.allclose(found, STD * noise, atol=1e-12)

@@ -30,9 +30,6 @@ from flowdsl.runtime.sampling import possible_steps, resolved_sampler, sample
 #: Most samples, and most training rows, unless asked for.
 MOST_SAMPLES, MOST_REAL = 2000, 10_000
 
-#: Numbers of steps, unless asked for.
-STEPS = (1, 2, 4)
-
 
 @dataclass(frozen=True)
 class Row:
@@ -102,7 +99,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """`steps` None: 1, 2 and 4, or those of a run's pictures. `count` None: as many samples as
+    """`steps` None: those of a run, or what suits the objective. `count` None: as many samples as
     held-out rows, at most 2,000. `metrics` None: all.
     """
 
@@ -144,7 +141,7 @@ def evaluate(
     sampler = resolved_sampler(loss.signature, options.sampling.sampler)
     rows: list[Row] = []
     better: dict[str, Better] = {}
-    for steps in options.steps or possible_steps(loss.signature, STEPS):
+    for steps in options.steps or possible_steps(loss.signature):
         states = sample(
             loss,
             networks,

@@ -29,6 +29,9 @@ from flowdsl.runtime.samplers import RULES, Rule, SampleOptions, Sampler, Task
 #: States that go through the network together.
 CHUNK = 512
 
+#: Numbers of steps, unless asked for.
+MAP_STEPS, VELOCITY_STEPS = (1, 2, 4), (4, 16, 64)
+
 
 def sample(
     loss: CompiledLoss,
@@ -119,11 +122,18 @@ def evaluation_mode(networks: Networks) -> Iterator[None]:
             module.training = training
 
 
-def possible_steps(signature: ObjectiveSignature, steps: Sequence[int]) -> tuple[int, ...]:
-    """Those of the numbers of steps that an objective's sampler can make; one step at least."""
-    if signature.fixed_start is None:
-        return tuple(steps)
-    return (1,)
+def possible_steps(
+    signature: ObjectiveSignature, steps: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Those of the numbers of steps that an objective's sampler can make; one step at least.
+
+    None: what shows the objective at its work, few steps of a map and many of a velocity.
+    """
+    if signature.fixed_start is not None:
+        return (1,)
+    if steps is None:
+        return VELOCITY_STEPS if signature.sampler == "velocity" else MAP_STEPS
+    return tuple(steps)
 
 
 def _clocked(loss: CompiledLoss, steps: int) -> tuple[float, ...] | None:

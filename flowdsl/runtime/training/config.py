@@ -146,9 +146,12 @@ class TrainConfig(BaseModel):
     ] = 500
     keep: Annotated[Count, Field(description="how many checkpoints are kept")] = 2
     sample_steps: Annotated[
-        tuple[Count, ...],
-        Field(min_length=1, description="steps of the sampler, one block of the picture each"),
-    ] = (1, 2, 4)
+        tuple[Count, ...] | None,
+        Field(
+            min_length=1,
+            description="steps of the sampler, a block of the picture each; none suits the spec",
+        ),
+    ] = None
     patience: Annotated[
         Count, Field(description="steps in a row that may be skipped for numbers not finite")
     ] = 10

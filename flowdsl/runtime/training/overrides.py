@@ -126,14 +126,24 @@ def _parsed(info: FieldInfo, text: str) -> Any:
     """The text as pydantic wants it: a list for a tuple, None where it may be none."""
     if text.lower() == "none" and _allows_none(info):
         return None
-    if get_origin(info.annotation) is tuple:
+    if _is_tuple(info.annotation):
         return [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
     return text
 
 
+def _is_tuple(annotation: Any) -> bool:
+    """Whether several values are meant, by themselves or where none may stand."""
+    if _is_union(annotation):
+        return any(_is_tuple(part) for part in get_args(annotation))
+    return get_origin(annotation) is tuple
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
 def _allows_none(info: FieldInfo) -> bool:
-    union = get_origin(info.annotation) in (Union, types.UnionType)
-    return union and type(None) in get_args(info.annotation)
+    return _is_union(info.annotation) and type(None) in get_args(info.annotation)
 
 
 def _messages(error: ValidationError) -> Iterator[Diagnostic]:
