@@ -176,7 +176,7 @@ def continuous(
     *,
     sd: float = 0.5,
 ) -> Result:
-    """Network `F(x, t)`; draws `noise t`.
+    """Network `F(x, t / 80)`; draws `noise t`.
 
     The map is moved by -t df/dt, the derivative taken along dz = noise, without gradient.
     """
@@ -186,7 +186,7 @@ def continuous(
     def clean(z: Tensor, t: Tensor) -> Tensor:
         size = (t**2 + sd**2).sqrt()
         x = z / pad(size, z)
-        return pad(sd**2 / size**2, z) * z + pad(sd * t / size, z) * networks["F"](x, t)
+        return pad(sd**2 / size**2, z) * z + pad(sd * t / size, z) * networks["F"](x, t / 80)
 
     z = data + pad(t, data) * noise
     _, slope = torch.func.jvp(clean, (z, t), (noise, torch.ones_like(t)))

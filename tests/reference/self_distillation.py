@@ -7,7 +7,8 @@ With X = z + (s - t) v(z, t, s), data at time 0. Rows on the diagonal learn the 
     PSD   v(z, t, s), live,                  to  sg(part v(z, t, m) + (1 - part) v(X, m, s)),
           m = t - part (t - s), X from t to m.
 
-The loss of a row is exp(-w(t, s)) |residual|^2 + w(t, s) with a learned w.
+The loss of a row is exp(-w) |residual|^2 + w with a learned w = tanh(network(t, s)), of size one as
+the authors' (EDM2's layer of normalised weights over normalised features) is.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _together(
 ) -> Result:
     """The rows off the diagonal with their residual, the others with the velocity's."""
     z, t, s = _points(data, draws)
-    scale, none = networks["w"](t, s), torch.zeros_like(t)
+    scale, none = torch.tanh(networks["w"](t, s)), torch.zeros_like(t)
     border = networks["v"](z, t, t) - (draws["noise"] - data)
     target = torch.exp(-scale) * sum_squares(apart) + scale
     anchor = torch.exp(-scale) * sum_squares(border) + scale
