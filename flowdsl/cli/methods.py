@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import flowdsl
 from flowdsl import pipeline
 from flowdsl.checks import Report
 from flowdsl.cli.family import Row, describe, family
+from flowdsl.cli.measured import METRIC, Measured
 from flowdsl.diagnostics import DiagnosticError
 
 _HEAD = """# Methods
@@ -16,30 +17,35 @@ Every shipped objective: what is derived from its map, the spec, what a training
 what the checker says. Written by `flowdsl methods -o docs/methods.md`; a test holds it current.
 F is one forward pass of the network over the batch; a step of plain flow matching costs 3 F.
 
+Samples and metrics are those of one short training each, on the embedded digits with the smallest
+network, by `python benchmarks/measure.py`: evidence that each objective trains and samples, no
+contest of methods. Distances are to the training data, before the first step of the last stage and
+after its last, for each number of steps of the sampler. What guides itself aims at clearer samples
+than the data are, which distances do not reward, but accuracy and precision do.
+
 """
 _LONGEST = 160  #: characters of a reason; `flowdsl check` prints all of it
 
 
-def page(check: Callable[[flowdsl.Objective], Report] = flowdsl.Objective.check) -> str:
-    """The page, in Markdown; `check` gives an objective's report."""
+def page(
+    measured: Mapping[str, Measured],
+    check: Callable[[flowdsl.Objective], Report] = flowdsl.Objective.check,
+) -> str:
+    """The page, in Markdown; `check` gives an objective's report, `measured` is by objective."""
     overview, sections = [], []
     for name, depth in family():
         objective = flowdsl.load(name)
         report = check(objective)
         told = describe(objective, report, depth)
-        overview.append(_line(told))
-        sections.append(section(objective, report, told))
-    columns = "| objective | paper | lines | networks | d/d | step | identity | verdict |\n"
-    return (
-        _HEAD
-        + columns
-        + "|---|---|---|---|---|---|---|---|\n"
-        + "".join(overview)
-        + "".join(sections)
-    )
+        found = measured.get(name)
+        overview.append(_line(told, found))
+        sections.append(section(objective, report, told) + evidence(name, found))
+    head = ("objective", "paper", "lines", "networks", "d/d", "step", "identity", "verdict",
+            f"{METRIC} ↓", "in steps")  # fmt: skip
+    return _HEAD + _row(head) + _row(["---"] * len(head)) + "".join(overview) + "".join(sections)
 
 
-def _line(told: Row) -> str:
+def _line(told: Row, found: Measured | None) -> str:
     branch = "· " * told.depth
     cells = (
         f"{branch}[{told.name}](#{told.name})",
@@ -50,8 +56,25 @@ def _line(told: Row) -> str:
         _cost(told),
         told.identity,
         told.verdict,
+        *(("not measured", "") if found is None else (found.overview(), found.sampled())),
     )
+    return _row(cells)
+
+
+def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
+
+
+def evidence(name: str, found: Measured | None) -> str:
+    """Samples and metrics of one objective."""
+    if found is None:
+        return "\nNot measured yet.\n"
+    head, *rows = found.table()
+    return (
+        f"\nTrained for {found.trained()}; samples in {found.sampled()} steps ({found.sampler}), "
+        f"a row each:\n\n![Digits from {name}](samples/{name}.png)\n\n"
+        + "".join(map(_row, (head, ["---"] * len(head), *rows)))
+    )
 
 
 def _paper(told: Row) -> str:

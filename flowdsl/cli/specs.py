@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -161,14 +162,20 @@ def list_(
 
 def methods(
     out: OutOption = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="What was measured; measured.json in the page's folder by default."),
+    ] = None,
 ) -> None:
-    """Write the page about every shipped objective: spec, derivation, cost and verdicts.
+    """Write the page about every shipped objective: spec, derivation, cost, verdicts, samples.
 
     Example: flowdsl methods -o docs/methods.md
     """
+    from flowdsl.cli.measured import read
     from flowdsl.cli.methods import page
 
-    write(page(), out)
+    found = measured or (out or Path()).parent / "measured.json"
+    write(page(read(found)), out)
 
 
 def print_errors(error: DiagnosticError) -> None:
