@@ -70,6 +70,7 @@ WRONG = [
     ("ddpm", "(first - last) / (T - 1)", "boundary"),
     ("vp_diffusion", "-> match noise to epsilon(z, t)", ""),
     ("reflow", "flow(old, data, 1, 0", "times"),
+    ("lagrangian_self_distillation", "-> match stop(v(z, t, t)) to velocity", "gradient"),
     ("tvm", "-> z(t) = (1 - gap) * data + t * noise", "boundary"),
     ("flow_map_lagrangian_distillation", "-> z(t) = (1 - t) * data + s * noise", "boundary"),
     ("free_flow", "-> s ~ uniform(0.5, 1)", "anchored"),

@@ -122,8 +122,9 @@ def _weights(analysis: Analysis, term: Term) -> list[Verdict]:
 
 
 def _silent(objective: Objective, term: Term) -> list[Verdict]:
-    """A term through which no network learns."""
-    if any(live_calls(objective, expr) for expr in _expressions(term)):
+    """A term through which no network learns: a weight that learns is not what it is there for."""
+    sides = _expressions(term) if term.target is None else [term.prediction, term.target]
+    if any(live_calls(objective, expr) for expr in sides):
         return []
     message = "no gradient flows through this term"
     diagnostic = Diagnostic(NAME, message, term.span,
