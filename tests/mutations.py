@@ -103,12 +103,13 @@ def _world(tree: Tree) -> World:
         times.update(dict.fromkeys(n for n in line.names() if not n.endswith("'")))
     networks: dict[str, int] = {}
     conditions: dict[str, tuple[str, ...]] = {}
-    for line in tree.lines("network"):
-        if isinstance(line, NetworkLine):
-            for name in line.names():
-                networks[name] = len(line.arguments)
-                conditions[name] = tuple(line.conditions)
-        elif isinstance(line, AverageLine):
+    lines = tree.lines("network")
+    for line in (x for x in lines if isinstance(x, NetworkLine)):
+        for name in line.names():
+            networks[name] = len(line.arguments)
+            conditions[name] = tuple(line.conditions)
+    for line in lines:  # an average may stand above the network that it averages
+        if isinstance(line, AverageLine):
             networks[line.name] = networks[line.average_of]
             conditions[line.name] = conditions[line.average_of]
     maps = tuple((m.label or "map") for m in tree.lines("map") if isinstance(m, MapLine))
