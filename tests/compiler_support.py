@@ -32,7 +32,7 @@ class Net(nn.Module):
         for n in shape:
             size *= n
         kinds = [kind for _, kind in role.arguments]
-        states = sum(kind is Kind.STATE for kind in kinds)
+        states = sum(kind in (Kind.STATE, Kind.FEATURES) for kind in kinds)
         scalars = len(kinds) - states
         scalars += sum(size if c == "features" else c != "label" for c in role.conditions)
         self.inner = nn.Linear(states * size + scalars, width, dtype=DTYPE)

@@ -12,12 +12,16 @@ import pytest
 from exact_rows import Rows, average, probe
 from typer.testing import CliRunner
 
+from flowdsl.calculus.errors import Clock
 from flowdsl.checks import Report, check
 from flowdsl.cli import app
 from flowdsl.diagnostics import DiagnosticError
+from flowdsl.identities import IDENTITIES
 from flowdsl.pipeline import compared, load, load_text
+from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.compare import compare
 from flowdsl.sources import shipped_folder
-from flowdsl.spec.objective import Objective
+from flowdsl.spec.objective import Claim, Objective
 from tests.mutations import source_of
 
 HEAD = """objective {name} "t" arXiv:1
@@ -327,3 +331,14 @@ def test_two_calls_that_look_the_same_are_told_by_their_conditions() -> None:
     left = [v.left_over for v in report.verdicts if v.left_over]
     assert left
     assert "u(z, t, t | label = null) - u(z, t, t)" in left[0]
+
+
+def test_a_time_that_is_a_sum_in_one_spec_alone_is_the_same_time() -> None:
+    """On a straight path the velocity is one for all times; that `gap` is seen changes no other."""
+    spec = (shipped_folder() / "tvm.flow").read_text()
+    changed = spec.replace("velocity(z(q))", "velocity(z(gap))")
+    assert changed != spec
+    analysis = Analysis(load_text(spec), tuple(IDENTITIES.values()), Clock(20.0))
+    pairs = compare(analysis, load_text(changed), Claim("gradient", "tvm", "always"))
+    assert pairs
+    assert all(pair.same for pair in pairs)

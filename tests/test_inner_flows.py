@@ -19,6 +19,7 @@ import flowdsl
 from flowdsl import pipeline
 from flowdsl.cli import app
 from flowdsl.diagnostics import DiagnosticError
+from flowdsl.runtime.posterior import sample_posterior
 from flowdsl.runtime.samplers import SampleOptions
 from flowdsl.runtime.sampling import sample
 
@@ -170,3 +171,101 @@ def test_inner_steps_are_refused_where_there_is_no_inner_flow_and_told_where_the
                             "tensorboard=no", "-o", folder]).exit_code == 0  # fmt: skip
     done = run.invoke(app, ["sample", folder, "--steps", "1", "--inner", "3"])
     assert "inner steps: 3 (`--inner N`)" in done.output
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_many_draws_given_one_state_have_the_posterior_s_mean_and_spread(end: str) -> None:
+    loss = pipeline.compiled(pipeline.load_text(text(end)))
+    states, time, count = normal(3, 8), 0.6, 6000
+    found = sample_posterior(
+        loss, exact(end), states, time, count,
+        generator=torch.Generator().manual_seed(9), options=SampleOptions(inner=2),
+    )  # fmt: skip
+    assert found.shape == (3, count, 2)
+    mean, std = posterior("data", states, torch.full((3,), time, dtype=REAL))
+    assert torch.allclose(found.mean(1), mean, atol=5 * STD / count**0.5)
+    assert torch.allclose(found.std(1), std, rtol=0.04)
+    assert not torch.allclose(mean[0], mean[1], atol=0.1)  # the states are told apart
+
+
+CENTRES = torch.tensor([[1.2, 0.3], [-0.8, 0.9], [0.1, -1.1]], dtype=REAL)
+SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=REAL)
+
+
+def given_state(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares (rows, 3), means (rows, 3, 2) and variance (rows, 1) of mixture data given z at t."""
+    a, b = (1 - t)[:, None], t[:, None]
+    total = a**2 * STD**2 + b**2
+    off = z[:, None] - a[:, :, None] * CENTRES
+    shares = (SHARES.log() - (off**2).sum(-1) / (2 * total)).softmax(-1)
+    means = CENTRES + (a * STD**2 / total)[:, :, None] * off
+    return shares, means, STD**2 * b**2 / total
+
+
+def mixture_velocity(y: Tensor, s: float, z: Tensor, t: Tensor) -> Tensor:
+    """E[fresh - data | y(s), z(t)] for y = (1 - s) data + s fresh."""
+    shares, means, variance = given_state(z, t)
+    total = (1 - s) ** 2 * variance + s**2
+    off = y[:, None] - (1 - s) * means
+    weights = (shares.log() - (off**2).sum(-1) / (2 * total)).softmax(-1)[..., None]
+    clean = means + ((1 - s) * variance / total)[:, :, None] * off
+    fresh = (s / total)[:, :, None] * off
+    return (weights * (fresh - clean)).sum(1)
+
+
+def mixture_flow(y, s, r, x, t):
+    """The average velocity of the inner flow between s and r, by Runge and Kutta's rule."""
+    steps, start = 200, y
+    first, width = float(s[0]), float(r[0] - s[0]) / 200
+    for k in range(steps):
+        at = first + k * width
+        k1 = mixture_velocity(y, at, x, t)
+        k2 = mixture_velocity(y + width / 2 * k1, at + width / 2, x, t)
+        k3 = mixture_velocity(y + width / 2 * k2, at + width / 2, x, t)
+        k4 = mixture_velocity(y + width * k3, at + width, x, t)
+        y = y + width / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return (y - start) / (r - s)[:, None]
+
+
+def test_many_draws_given_one_state_have_the_law_of_a_mixture_s_posterior() -> None:
+    loss = pipeline.compiled(pipeline.load_text(text("data")))
+    states = torch.tensor([[0.3, 0.2], [-0.5, -0.1]], dtype=REAL)
+    time, count = 0.7, 4000
+    found = sample_posterior(
+        loss, mixture_flow, states, time, count, generator=torch.Generator().manual_seed(4)
+    )
+    shares, means, variance = given_state(states, torch.full((2,), time, dtype=REAL))
+    mean = (shares[..., None] * means).sum(1)
+    off = means - mean[:, None]
+    spread = torch.einsum("kc,kci,kcj->kij", shares, off, off) + variance[:, :, None] * torch.eye(2)
+    centred = found - found.mean(1, keepdim=True)
+    assert torch.allclose(found.mean(1), mean, atol=0.04)
+    assert torch.allclose(centred.mT @ centred / count, spread, atol=0.05)
+    assert float(spread[0, 0, 0] - variance[0]) > 0.1  # several components have a share
+
+
+def test_draws_given_states_are_refused_where_there_are_none() -> None:
+    loss = pipeline.compiled(pipeline.load_text(text("data")))
+    for time, words in ((1.5, "no state to be given at time 1.5"), (0.0, "at time 0")):
+        with pytest.raises(DiagnosticError, match=words):
+            sample_posterior(loss, exact("data"), normal(2, 0), time, 3)
+    plain = pipeline.compiled(pipeline.load("flow_matching"))
+    with pytest.raises(DiagnosticError, match="learns no inner flow"):
+        sample_posterior(plain, Net, normal(2, 0), 0.5, 3)
+
+
+def test_the_command_draws_given_held_out_data(tmp_path: Path) -> None:
+    run, picture = tmp_path / "run", tmp_path / "given.png"
+    words = "steps=2 batch=16 sample_every=0 checkpoint_every=0 log_every=1 tensorboard=no"
+    command = ["train", "meta_flow_maps", "-q", "--out", str(run), *words.split()]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(
+        app, ["sample", str(run), "--given", "0.3,0.8", "--inner", "2", "-o", str(picture)]
+    )
+    assert done.exit_code == 0, done.output
+    assert picture.stat().st_size > 1000
+    for given in ("late", "2"):
+        refused = CliRunner().invoke(app, ["sample", str(run), "--given", given])
+        assert refused.exit_code != 0
+        assert "Traceback" not in refused.output

@@ -10,6 +10,8 @@ import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+import flowdsl
+from flowdsl import pipeline
 from flowdsl.diagnostics import DiagnosticError
 from flowdsl.emit import compile_objective
 from flowdsl.ir.cost import PLAIN, cost
@@ -436,3 +438,34 @@ def test_random_objectives(
         for loss in (plain, fast):
             value, terms = loss(nets, data, draws=draws, label=label, progress=progress)
             assert error(outcome(terms, value, nets), expected) < 1e-11
+
+
+JUDGED = """objective x
+path z(t) = (1 - t) * data + t * noise
+times t ~ uniform(0.1, 0.9)
+network G(z, t); teacher(z, t) -> v, inside features frozen; judge(features) -> scalar
+let made = noise + G(noise, t)
+target match made to stop(v(made, t))
+       fool: minimise softplus(-judge(inside(made, t)))
+       catch: minimise softplus(judge(inside(stop(made), t)))
+"""
+
+
+def test_a_call_at_x_is_not_one_at_stop_x() -> None:
+    """Their values are the same, and one value will do only where no gradient leaves the call.
+
+    Of a frozen network with two heads, one is read under `stop` and gradient flows through the
+    other.
+    """
+    objective = pipeline.load_text(JUDGED)
+    nets, (data, _) = networks(objective), batch()
+    found = []
+    for optimize in (False, True):
+        loss = flowdsl.loads(JUDGED).compile(optimize=optimize)
+        draws = loss.draw(data, generator=torch.Generator().manual_seed(2))
+        value, terms = loss(nets, data, draws=draws)
+        found.append(outcome(terms, value, nets))
+    plain, optimised = found
+    assert optimised.terms == pytest.approx(plain.terms, rel=1e-12)
+    for name, slope in plain.gradients.items():
+        torch.testing.assert_close(optimised.gradients[name], slope, rtol=1e-10, atol=1e-14)

@@ -190,7 +190,10 @@ class Series:
                     assert atom.parts is not None
                     point, times, atoms = atom.parts
                     turned = [visit(a) for a in atoms]
-                    known[atom] = calculus.again(atom, whole(point), times, turned)
+                    name, conditions = atom.whose
+                    given = tuple((k, whole(v) if isinstance(v, State) else v)
+                                  for k, v in conditions)  # fmt: skip
+                    known[atom] = calculus.again(atom, whole(point), times, turned, (name, given))
             return known[atom]
 
         def whole(inner: State) -> State:
@@ -216,7 +219,8 @@ def counts(atom: Atom, noises: frozenset[str]) -> Counts | None:
         return frozenset({(atom.name, 1)}) if atom.name in noises else frozenset()
     assert atom.parts is not None
     point, _, directions = atom.parts
-    if any(isinstance(a, Symbol) and a.name in noises for a in point.atoms()):
+    if any(isinstance(a, Symbol) and a.name in noises
+           for state in (point, *atom.given) for a in state.atoms()):  # fmt: skip
         return None
     total: Counter[str] = Counter()
     for direction in directions:

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from flowdsl.calculus.beside import by_features, places, shown
 from flowdsl.calculus.curriculum import Curricula
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.expand import Series
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.moment import moment_of
 from flowdsl.calculus.scalars import Scalars
-from flowdsl.calculus.state import Calculus, State
+from flowdsl.calculus.state import Calculus, State, Symbol
 from flowdsl.spec.core import (
     Apply,
     Constant,
@@ -55,6 +56,13 @@ class Context:
     symbolic: bool = True  # constants as symbols; else as their values
     bindings: Mapping[Expr, Element] = field(default_factory=dict)
     notes: set[str] = field(default_factory=set)
+    _beside: dict[str, frozenset[int]] = field(default_factory=dict)
+
+    def beside(self, network: str) -> frozenset[int]:
+        """The arguments of a network that condition its flow (see beside.py)."""
+        if network not in self._beside:
+            self._beside[network] = places(self.objective, network)
+        return self._beside[network]
 
     @property
     def constants(self) -> dict[int, Element]:
@@ -73,6 +81,11 @@ class Context:
         objective, scalars = self.objective, self.scalars
         same = {*objective.constants, "progress", "step", "steps", "_0", "_1"}
         return {scalars.index(name) for name in scalars.names if name not in same}
+
+
+def numbers_in(conditions: Conditions) -> dict[str, Element]:
+    """The conditions that are numbers, by name."""
+    return {name: value for name, value in conditions if not isinstance(value, str | State)}
 
 
 class Solution(Protocol):
@@ -95,8 +108,9 @@ class NoNetwork:
 class Call:
     """A network's head at a point; `live` when its parameters receive gradient here.
 
-    `moment` is the time of the point where its form tells it: what a network that is not shown
-    this time is taken to read off its state.
+    `times` are those of its flow; what else it is shown is among the conditions. `moment` is the
+    time of the point where its form tells it: what a network that is not shown this time is taken
+    to read off its state.
     """
 
     network: str
@@ -116,9 +130,9 @@ class Sample(Protocol):
     @property
     def time(self) -> Element: ...
 
-    def state(self, reader: Reader, node: PathState) -> State: ...
+    def state(self, reader: Reader, node: PathState, live: bool) -> State: ...
 
-    def velocity(self, reader: Reader, node: PathVelocity) -> State: ...
+    def velocity(self, reader: Reader, node: PathVelocity, live: bool) -> State: ...
 
     def end(self, name: str) -> State: ...
 
@@ -155,9 +169,9 @@ class Reader:
     def _state(self, expr: Expr, live: bool) -> State:
         match expr:
             case PathState() if self.sample is not None:
-                return self.sample.state(self, expr)
+                return self.sample.state(self, expr, live)
             case PathVelocity() if self.sample is not None:
-                return self.sample.velocity(self, expr)
+                return self.sample.velocity(self, expr, live)
             case Given(name) if self.sample is not None and name in ("data", "noise"):
                 return self.sample.end(name)
             case Draw(_, Kind.STATE, _) if self.sample is not None:
@@ -211,17 +225,18 @@ class Reader:
         network = context.objective.networks[node.network]
         point, moment = None, None
         times: list[Element] = []
+        beside = context.beside(node.network)
         borrowed = [context.scalars.small(inside=True) for _ in node.directions]
         try:
             for k, ((_, kind), arg) in enumerate(zip(network.arguments, node.args, strict=True)):
                 moves = [(e, d[k]) for e, d in zip(borrowed, node.directions, strict=True)]
-                if kind is Kind.STATE and point is None:
+                if k in beside:
+                    self._still(node, k)
+                elif kind is Kind.STATE and point is None:
                     point = self._moved_state(arg, moves, live)
                     moment = self.moment(arg, point, moves)
                 elif kind in (Kind.TIME, Kind.SCALAR):
                     times.append(self._moved_scalar(arg, moves))
-                else:
-                    raise Undecided(f"{node.network} reads more than one state", node.span)
             if point is None:
                 raise Undecided(f"{node.network} reads no state", node.span)
             learns = live and not network.frozen and network.average_of is None
@@ -245,6 +260,13 @@ class Reader:
                 point = point + self.state(tangent, live).scaled(step)
         return point
 
+    def _still(self, node: Evaluate, k: int) -> None:
+        """What a flow is conditioned on does not move with it, and passes no gradient."""
+        name, _ = self.context.objective.networks[node.network].arguments[k]
+        if any(direction[k] is not None for direction in node.directions):
+            raise Undecided(f"{name}, by which the flow of {node.network} is conditioned, moves",
+                            node.span)  # fmt: skip
+
     def moment(
         self, arg: Expr, point: State, moves: Sequence[tuple[int, Expr | None]] = ()
     ) -> Element | None:
@@ -252,7 +274,7 @@ class Reader:
         known."""
         if self.sample is None:
             return None
-        if not isinstance(arg, PathState) or self.sample.state(self, arg).only() is not None:
+        if not isinstance(arg, PathState) or self.sample.state(self, arg, False).only() is not None:
             return moment_of(self.context.calculus, point, {"x": self.sample.time})
         moment = self.scalar(arg.time)
         for e, tangent in moves:
@@ -271,8 +293,14 @@ class Reader:
         return time
 
     def conditions(self, node: Evaluate) -> Conditions:
-        """The conditions of a call, as keys: a label by its name, a number by its value."""
-        return tuple((name, self._condition(value)) for name, value in node.conditions)
+        """The conditions of a call, as keys: a label by its name, a number or a state by its
+        value."""
+        objective = self.context.objective
+        if by_features(objective, node):
+            self.context.notes.add(
+                f"the features shown to {node.network} are taken to tell what they are made of"
+            )
+        return tuple((name, self._condition(value)) for name, value in shown(objective, node))
 
     def _condition(self, value: Expr) -> object:
         match value:
@@ -282,9 +310,21 @@ class Reader:
                 return name
         if self.context.objective.kind(value) in (Kind.TIME, Kind.SCALAR):
             return self.scalar(value)
-        if self.context.objective.kind(value) is Kind.FEATURES:
-            return Notation().text(value)  # the truth is conditioned on all that a network is shown
+        if self.context.objective.kind(value) is Kind.STATE:
+            return self._outer(value)
         raise Undecided("a condition that the calculus cannot name", value.span)
+
+    def _outer(self, value: Expr) -> object:
+        """A state on which a flow is conditioned: by its name where it is one of the row's, else by
+        its value."""
+        networks = self.context.objective.networks
+        if any(isinstance(n, Evaluate) and not networks[n.network].frozen for n in walk(value)):
+            raise Undecided("a flow that is conditioned on a state made by a network", value.span)
+        if self.sample is None:
+            return Notation().text(value)
+        state = self.state(value, False)
+        atom = state.only()
+        return atom.name if isinstance(atom, Symbol) else state
 
     # scalars
 

@@ -106,11 +106,23 @@ class Atom:
         """Base point, times and directions; None for a symbol."""
         return None
 
+    @property
+    def whose(self) -> Field:
+        """Which flow, or which function; empty for a symbol."""
+        return "", ()
+
+    @property
+    def given(self) -> list[State]:
+        """The states by which a flow is conditioned that are none of the row's own."""
+        return [value for _, value in self.whose[1] if isinstance(value, State)]
+
     def inside(self) -> Iterator[Atom]:
-        """The atoms in the base point and the directions."""
+        """The atoms in the base point, in the directions, and in what conditions the flow."""
         if self.parts is not None:
             point, _, directions = self.parts
             yield from point.atoms()
+            for state in self.given:
+                yield from state.atoms()
             for direction in directions:
                 yield direction
                 yield from direction.inside()
@@ -139,6 +151,10 @@ class MapAtom(Atom):
     orders: tuple[int, int]
 
     @property
+    def whose(self) -> Field:
+        return self.field
+
+    @property
     def parts(self) -> tuple[State, tuple[Element, ...], tuple[Atom, ...]]:
         return self.point, (self.start, self.end), self.directions
 
@@ -155,6 +171,10 @@ class VelocityAtom(Atom):
     directions: tuple[Atom, ...]
 
     @property
+    def whose(self) -> Field:
+        return self.field
+
+    @property
     def parts(self) -> tuple[State, tuple[Element, ...], tuple[Atom, ...]]:
         return self.point, (self.time,), self.directions
 
@@ -168,6 +188,10 @@ class FunctionAtom(Atom):
     times: tuple[Element, ...]
     orders: tuple[int, ...]
     directions: tuple[Atom, ...]
+
+    @property
+    def whose(self) -> Field:
+        return self.name
 
     @property
     def parts(self) -> tuple[State, tuple[Element, ...], tuple[Atom, ...]]:
@@ -312,14 +336,21 @@ class Calculus:
 
         return self.expand(directions, make)
 
-    def again(self, atom: Atom, point: State, times: tuple[Element, ...],
-              directions: Sequence[State]) -> State:  # fmt: skip
-        """The same kind of atom at another place, reduced afresh."""
+    def again(
+        self,
+        atom: Atom,
+        point: State,
+        times: tuple[Element, ...],
+        directions: Sequence[State],
+        whose: Field | None = None,
+    ) -> State:
+        """The same kind of atom at another place, or of another flow, reduced afresh."""
+        whose = atom.whose if whose is None else whose
         match atom:
             case MapAtom():
-                return self.flow(atom.field, point, times[0], times[1], directions, atom.orders)
+                return self.flow(whose, point, times[0], times[1], directions, atom.orders)
             case VelocityAtom():
-                return self.velocity(atom.field, point, times[0], directions, atom.order)
+                return self.velocity(whose, point, times[0], directions, atom.order)
             case FunctionAtom():
-                return self.function(atom.name, point, times, directions, atom.orders)
+                return self.function(whose, point, times, directions, atom.orders)
         return self.single(atom)

@@ -10,13 +10,15 @@ from dataclasses import replace
 import torch
 
 from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.held import held
 from flowdsl.certify.measure import Effort, measure, moment
 from flowdsl.certify.part import Compile, Job, Part, beside, compiled, measured
-from flowdsl.certify.setting import Setting, setting
+from flowdsl.certify.setting import Law, Setting, setting
 from flowdsl.certify.strata import strata
 from flowdsl.certify.variant import Bare, as_written, bare
 from flowdsl.checks.certificate import CertificateReport, Measurement, Outcome, TermCertificate
 from flowdsl.exact.estimation import LossLike
+from flowdsl.exact.mixture import GaussianMixture
 from flowdsl.spec.objective import Objective, Term
 
 #: What is told of a term whose kinds of rows differ: the first of these.
@@ -52,13 +54,23 @@ def run(objective: Objective, compile: Compile, effort: Effort) -> CertificateRe
     """Certify every matched term of an objective; what cannot be measured says why."""
     began = time.perf_counter()
     compile = once_each(compile)
-    plain = bare(objective)
     terms: list[TermCertificate] = []
+    law: Law = _as_it_is
+    refused = ""
+    try:
+        under = held(objective)
+        if under is not None:
+            objective, law = under.objective, under.law
+    except Uncertified as uncertified:
+        refused = uncertified.reason
+    plain = bare(objective)
 
     def ready(own: Objective) -> Setting:
+        if refused:
+            raise Uncertified(refused)
         if not own.terms:
             raise Uncertified("no term states an identity")
-        return setting(own, compiled(own, compile))
+        return setting(own, compiled(own, compile), law)
 
     try:
         where = ready(plain.objective)
@@ -75,6 +87,10 @@ def run(objective: Objective, compile: Compile, effort: Effort) -> CertificateRe
         if term.target is None:
             terms.append(_unmeasured(term, "it states no identity, so nothing is known of it"))
     return CertificateReport(objective.name, tuple(terms), time.perf_counter() - began)
+
+
+def _as_it_is(mixture: GaussianMixture) -> GaussianMixture:
+    return mixture
 
 
 def _unmeasured(term: Term, reason: str) -> TermCertificate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -27,6 +28,7 @@ from flowdsl.spec.core import Expr, Kind, Level
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 
+Law = Callable[[GaussianMixture], GaussianMixture]
 STEPS = 1_000_000  #: a long run, so that a warm-up counted in steps ends within it
 ACCURATE = 5e-5  #: mean error of an average velocity at which a flow's steps are fine enough
 COARSEST = 1e-2
@@ -68,15 +70,16 @@ def mixture(seed: int = 5) -> GaussianMixture:
     )
 
 
-def setting(objective: Objective, loss: LossLike) -> Setting:
-    """The setting of an objective that `bare` has made. Raises `Uncertified`."""
+def setting(objective: Objective, loss: LossLike, law: Law = lambda own: own) -> Setting:
+    """The setting of an objective that `bare` has made; `law` is what the data's law is made of a
+    mixture. Raises `Uncertified`."""
     refuse_generated(objective)
     if len(objective.paths) != 1:
-        raise Uncertified("more than one path: an inner flow has no known mixture")
+        raise Uncertified("more than one path, and no inner flow under a state of the first")
     constants = {name: float(value) for name, value in objective.constants.items()}
     numbers = Numbers(constants, training(1.0))
     (path,) = objective.paths.values()
-    data_field = MixtureField(mixture(), affine_path(objective, path, numbers))
+    data_field = MixtureField(law(mixture()), affine_path(objective, path, numbers))
     data, _ = data_field.mixture.sample(512, torch.Generator().manual_seed(11))
     kinds = row_kinds(objective, loss, data)
     found = tuple(places(objective, kinds, numbers))
@@ -93,7 +96,7 @@ def setting(objective: Objective, loss: LossLike) -> Setting:
     strength = strength_of(solution)
     steps, error = (0, 0.0) if not shapes else _steps(solution, data_field, strength)
     truths = Truths(solution, data_field, strength, steps)
-    other = replace(truths, data=MixtureField(mixture(OTHER), data_field.path), memo=Memo())
+    other = replace(truths, data=MixtureField(law(mixture(OTHER)), data_field.path), memo=Memo())
     networks = objective.networks.values()
     exact = {n.name: truths.of(n) for n in networks}
     away = {n.name: (truths if n.frozen else other).of(n) for n in networks}

@@ -12,6 +12,7 @@ from flowdsl.checks.boundary import deviation
 from flowdsl.checks.candidates import candidates, stands_still
 from flowdsl.checks.check import Check, Example, rows_text
 from flowdsl.checks.identity import used
+from flowdsl.checks.matching import tied_laws
 from flowdsl.checks.reach import untied, untrained
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
@@ -41,7 +42,10 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
 
 def _decide(objective: Objective, analysis: Analysis) -> list[Verdict]:
     """For all values of the constants, or at those of the spec, as the analysis has them."""
-    found = anchors(analysis)
+    laws, apart = tied_laws(NAME, analysis)
+    if {term.name for term in analysis.matched} <= apart:
+        return laws + _never_labelled(objective, analysis)
+    found = anchors(analysis, apart=apart)
     verdicts = [_loose(objective, found)] if found.empty and found.equations else []
     if not verdicts:
         verdicts = [_tied(analysis, tie) for tie in found.tied.values()]
@@ -53,7 +57,7 @@ def _decide(objective: Objective, analysis: Analysis) -> list[Verdict]:
         verdicts += _unreached(objective, analysis, found)
     if not verdicts:
         verdicts = [_unread("no term that states an identity counts at the end of training")]
-    return verdicts + _never_labelled(objective, analysis)
+    return laws + verdicts + _never_labelled(objective, analysis)
 
 
 def _loose(objective: Objective, found: Anchors) -> Verdict:

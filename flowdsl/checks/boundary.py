@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 from flowdsl.calculus.errors import Undecided, Undefined
-from flowdsl.calculus.numbers import far_end, path_weights
+from flowdsl.calculus.numbers import far_end, linear, path_weights
 from flowdsl.checks.check import Check, Example
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.show import times
 from flowdsl.proof.wellformed import flaw
-from flowdsl.spec.core import Draw, Expr, Formal, Kind, PathState, walk
+from flowdsl.spec.core import Draw, Expr, Formal, Kind, PathState, transform, walk
 from flowdsl.spec.objective import FlowMap, Objective, Path
 from flowdsl.truth.cases import Case
 from flowdsl.truth.maps import MapNetwork, shape_of
@@ -93,7 +93,7 @@ def _ends(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
         for moment in (0.0, 1.0 if end is None else end):
             ends[moment] = path_weights(objective, path, moment)
     if not ends:  # other draws than data and noise
-        return Verdict(NAME, "note", f"the path {path.state} is nowhere equal to the data")
+        return Verdict(NAME, "note", _inner(objective, path))
     data = [m for m, (a, s) in ends.items() if abs(a - 1) < NEARLY and abs(s) < NEARLY]
     if not data:
         hint = "let the weight of the data be 1, and that of the noise 0, at one end"
@@ -113,6 +113,34 @@ def _ends(objective: Objective, analysis: Analysis, path: Path) -> Verdict:
                                f"+ {s:.3g} * noise: samples start from noise alone")  # fmt: skip
                     return _refuted(path, message, "draw times up to where the noise prevails")
     return Verdict(NAME, "proved", f"{path.state}({data[0]:g}) is the data")
+
+
+def _inner(objective: Objective, path: Path) -> str:
+    """What a path with a noise of its own leads from and to: an inner path need not end in data."""
+    fresh = {n.name for n in walk(path.body) if isinstance(n, Draw) and n.kind is Kind.STATE}
+    names = ("noise", "data", *sorted(fresh))
+    body = transform(path.body, lambda n: Formal(n.name, n.kind)
+                     if isinstance(n, Draw) and n.kind is Kind.STATE else n)  # fmt: skip
+    constants = {name: float(value) for name, value in objective.constants.items()}
+    ends = {}
+    with suppress(Undecided):
+        for moment in (0.0, 1.0):
+            weights = linear(body, {**constants, path.time: moment}, names)
+            ends[moment] = {n: w for n, w in zip(names, weights, strict=True) if not close(w, 0)}
+    start = next((m for m, made in ends.items() if made.keys() <= fresh and made), None)
+    if start is None or len(ends) < 2:
+        return f"the path {path.state} is nowhere equal to the data"
+    return f"{path.state} leads from {_sum(ends[start])} to {_sum(ends[1.0 - start])}"
+
+
+def _sum(made: dict[str, float]) -> str:
+    """`noise - data` of its weights."""
+    text = ""
+    for name, weight in made.items():
+        size = "" if close(abs(weight), 1) else f"{abs(weight):.3g} * "
+        sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
+        text += f"{sign}{size}{name}"
+    return text or "0"
 
 
 def _refuted(path: Path, message: str, hint: str) -> Verdict:

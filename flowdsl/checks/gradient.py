@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.numbers import evaluate
-from flowdsl.checks.check import Check, Example, rows_text
+from flowdsl.checks.check import Check, Example, per_case, rows_text
 from flowdsl.checks.direction import repels
 from flowdsl.checks.learners import learners
+from flowdsl.checks.matching import direction
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
@@ -32,7 +33,7 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
         found += _second_order(objective, term) + _weights(analysis, term)
         found += _silent(objective, term) + _clips(objective, term) + _empty(analysis, term)
         found += _never(analysis, term) + _away(analysis, term)
-        found += _still(analysis, term)
+        found += _still(analysis, term) + _steps(analysis, term)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         verdicts += [replace(v, term=term.name, seconds=seconds) for v in found]
     return verdicts
@@ -209,6 +210,11 @@ def _still(analysis: Analysis, term: Term) -> list[Verdict]:
     diagnostic = Diagnostic(NAME, message, term.span, hint="look at what is subtracted from itself")
     return [Verdict(NAME, "refuted", message, case=rows_text(analysis, found),
                     diagnostic=diagnostic)]  # fmt: skip
+
+
+def _steps(analysis: Analysis, term: Term) -> list[Verdict]:
+    """Where the steps of a term that match distributions lead."""
+    return per_case(NAME, analysis, [term], lambda case: direction(NAME, analysis, case))
 
 
 def is_empty(analysis: Analysis, case: Case) -> bool:

@@ -8,20 +8,22 @@ from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import parts
 from flowdsl.calculus.interpret import Reader
 from flowdsl.checks.check import Check, Example, per_case
+from flowdsl.checks.matching import otherwise, vanishes
 from flowdsl.checks.minimised import minimised
 from flowdsl.checks.report import Status, Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.derive import derived_text
-from flowdsl.proof.generated import misses_data
+from flowdsl.proof.generated import misses_data, reused_noise
 from flowdsl.proof.judge import Finding, judge
 from flowdsl.proof.numeric import witness
 from flowdsl.proof.show import Printer, times
 from flowdsl.proof.small import times_of
-from flowdsl.spec.core import Evaluate, Expr, walk
+from flowdsl.spec.core import Evaluate, Expr, PathState, walk
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import NOISES, X, learning_calls, taught
+from flowdsl.truth.sample import NOISES, X, learning_calls, outer_name, taught
 
 NAME = "identity"
 #: In this order of preference where several identities would each do.
@@ -60,6 +62,12 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
     generated = misses_data(analysis, case)
     if generated is not None:
         return _not_the_data(case, generated)
+    reused = reused_noise(analysis, case)
+    if reused is not None:
+        return _reused(case, *reused)
+    step = otherwise(NAME, analysis, case) or vanishes(NAME, analysis, case)
+    if step is not None:
+        return step
     finding = judge(analysis, case)
     printer = Printer.of(analysis, case)
     match finding.outcome:
@@ -76,6 +84,14 @@ def _not_the_data(case: Case, generated: Expr) -> Verdict:
     message = "what stands in the place of the data does not have their law at the truth"
     hint = "let the map lead from the noise, at its time, to the data's time"
     diagnostic = Diagnostic(NAME, message, generated.span or case.term.span, hint=hint)
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
+
+
+def _reused(case: Case, noise: Expr, state: PathState) -> Verdict:
+    name, where = Notation().text(noise), outer_name(state)
+    message = f"given {where}, {name} is not fresh: the flow does not start where samples will"
+    hint = f"draw a noise of its own for the inner path, as {where} is made of {name}"
+    diagnostic = Diagnostic(NAME, message, state.span or case.term.span, hint=hint)
     return Verdict(NAME, "refuted", message, diagnostic=diagnostic)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.state import State
 from flowdsl.checks.check import Check, Example, condition_text, per_case
+from flowdsl.checks.matching import vanishes
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis, Study
@@ -29,6 +30,9 @@ def _run(objective: Objective, analysis: Analysis) -> list[Verdict]:
 
 
 def _decide(analysis: Analysis, case: Case) -> Verdict:
+    step = vanishes(NAME, analysis, case)
+    if step is not None:
+        return step
     finding = judge(analysis, case)
     match finding.outcome:
         case "undecided":

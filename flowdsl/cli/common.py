@@ -51,6 +51,18 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def times(text: str, option: str) -> tuple[float, ...]:
+    """`0.3,0.7` as times."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        found = tuple(float(part) for part in parts)
+    except ValueError:
+        found = ()
+    if not found or not all(math.isfinite(time) for time in found):
+        raise fail("command", f"`{option} {text}` is no list of times", hint="write `0.3,0.7`")
+    return found
+
+
 def warn_unless_proved(objective: Objective) -> None:
     """One line on the error stream when a check fails: the loss runs, and learns another thing."""
     from flowdsl.api import unproved_text

@@ -12,6 +12,7 @@ from flowdsl.cli.common import (
     SetOption,
     constants,
     numbers,
+    times,
     warn_unless_proved,
     wide_console,
 )
@@ -37,6 +38,14 @@ SamplerOption = Annotated[
 ]
 InnerOption = Annotated[
     int, typer.Option(help="Steps of an inner flow, for objectives that learn one.")
+]
+GivenOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIMES",
+        help="Draw data given noisy states at these times, `0.3,0.7`: by objectives that learn an "
+        "inner flow.",
+    ),
 ]
 ConditionOption = Annotated[
     list[str] | None,
@@ -164,6 +173,7 @@ def sample(
     ] = 1.0,
     sampler: SamplerOption = "auto",
     inner: InnerOption = 1,
+    given: GivenOption = None,
     weights: WeightsOption = "ema",
     checkpoint: CheckpointOption = None,
     conditions: Annotated[
@@ -184,6 +194,7 @@ def sample(
         steps=None if steps is None else numbers(steps, "--steps"),
         classes=names,
         seed=seed,
+        given=() if given is None else times(given, "--given"),
         weights=weights,
         checkpoint=checkpoint,
         conditions=conditions,

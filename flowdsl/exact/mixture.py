@@ -101,6 +101,24 @@ class GaussianMixture:
         rows = torch.cat([member, everything])
         return torch.where(rows, self.weights.log(), torch.tensor(-math.inf).double())
 
+    def given(self, state: Tensor, alpha: float, sigma: float) -> GaussianMixture:
+        """The law of data x of this mixture given `alpha x + sigma noise = state` (dimension,).
+
+        Each component stays Gaussian, its variances 1 / (1 / v + alpha^2 / sigma^2) along its own
+        axes, and has a share by how likely it makes the state.
+        """
+        own = torch.einsum("kij,ki->kj", self.rotations, state - alpha * self.means)
+        spread = alpha**2 * self.variances + sigma**2
+        likely = -0.5 * (own**2 / spread + spread.log()).sum(1)
+        moved = alpha * self.variances / spread * own
+        return GaussianMixture(
+            weights=(self.weights.log() + likely).softmax(0),
+            means=self.means + torch.einsum("kij,kj->ki", self.rotations, moved),
+            rotations=self.rotations,
+            variances=self.variances * sigma**2 / spread,
+            classes=self.classes,
+        )
+
     def sample(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Independent samples (rows, dimension), and the class of each (rows,)."""
         chosen = torch.multinomial(self.weights, rows, replacement=True, generator=generator)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import networkx as nx
 
 from flowdsl.ir.cells import Cells, analyse, build_condition
+from flowdsl.ir.gradient import gradient
 from flowdsl.ir.graph import Builder, Graph, Node, rewrite
 from flowdsl.ir.rowsets import can_run_on_rows, count_of
 
@@ -49,6 +50,7 @@ def reuse(graph: Graph) -> Graph:
 
 def _candidates(graph: Graph, cells: Cells) -> list[Reuse]:
     calls = [at for at in graph.calls() if graph[at].op == "call"]
+    carries = gradient(graph).carries
     found = []
     for call in calls:
         needed = cells.demand[call]
@@ -57,10 +59,19 @@ def _candidates(graph: Graph, cells: Cells) -> list[Reuse]:
             same_network = graph[call].call.network == graph[source].call.network
             if source == call or not same_network or source in below or not needed:
                 continue
+            if graph[call].call.record and not _same_inputs(graph, carries, call, source):
+                continue
             choice = _choose(graph, cells, call, source, needed)
             if choice is not None:
                 found.append(choice)
     return found
+
+
+def _same_inputs(graph: Graph, carries: tuple[frozenset[str], ...], call: int, source: int) -> bool:
+    """Does gradient leave two calls of equal value by the same ways? At `x` and at `stop(x)` a
+    network has one value, and passes gradient on only in the one case."""
+    pairs = zip(graph[call].inputs, graph[source].inputs, strict=True)
+    return all(a == b or not (carries[a] or carries[b]) for a, b in pairs)
 
 
 def _choose(graph: Graph, cells: Cells, call: int, source: int, needed: int) -> Reuse | None:

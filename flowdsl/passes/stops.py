@@ -14,6 +14,9 @@ from flowdsl.ir.gradient import gradient
 from flowdsl.ir.graph import NETWORK_OPS, Builder, Graph, Node, rewrite
 from flowdsl.spec.core import Kind
 
+#: Nodes that read one output of a network pass.
+PARTS_OF_A_CALL = frozenset({"head", "primal", "tangent"})
+
 
 def stops(graph: Graph) -> Graph:
     """Mark passes that keep no graph, and move every `stop` to the border of its region."""
@@ -38,6 +41,12 @@ def stops(graph: Graph) -> Graph:
             return builder.add(replace(node, inputs=inputs, detail=call))
         if node.kind is Kind.TRUTH or node.op == "batch_mean" or not facts.carries[old]:
             return builder.add(node)
+        if node.op in PARTS_OF_A_CALL:  # a pass gives its outputs as they are: the stop comes after
+            (whole,), (new,) = graph[old].inputs, node.inputs
+            inside = strip(builder, new)
+            own = builder.add(replace(node, inputs=(inside,)))
+            still = inside == new and not (facts.wanted[whole] and facts.carries[whole])
+            return own if still else builder.stop(own)
         inputs = tuple(
             builder.stop(strip(builder, new)) if facts.wanted[i] and facts.carries[i] else new
             for i, new in zip(graph[old].inputs, node.inputs, strict=True)

@@ -56,6 +56,7 @@ class Study:
 class Analysis(Truth):
     """The objective with its identities, and every study made of it."""
 
+    found: dict[object, object] = field(default_factory=dict)  # kept for what asks more than once
     _studies: dict[object, Study] = field(default_factory=dict)
     _joined: set[int] = field(default_factory=set)  # terms whose kinds of rows were looked at
 
@@ -123,7 +124,7 @@ class Analysis(Truth):
         """
         assert case.target is not None
         live = learning_calls(self.objective, case.prediction, None)
-        seen = {value for call in live[:1] for _, value in call.conditions}
+        seen = {n for call in live[:1] for _, value in call.conditions for n in walk(value)}
         for expr in (case.prediction, case.target):
             for node in walk(expr):
                 shown = [v for _, v in node.conditions] if isinstance(node, Evaluate) else []

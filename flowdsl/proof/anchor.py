@@ -85,12 +85,17 @@ class Anchors:
         return rank(rows) < len(unknown)
 
 
-def anchors(analysis: Analysis, without: str | None = None) -> Anchors:
-    """Which fields the terms of an objective tie to the data; `without` leaves out one term."""
+def anchors(
+    analysis: Analysis, without: str | None = None, apart: frozenset[str] = frozenset()
+) -> Anchors:
+    """Which fields the terms of an objective tie to the data; `without` leaves out one term.
+
+    Terms of `apart` tie no flow but a law, or teach what others need for that.
+    """
     found = Anchors()
     wanted: dict[Conditions, None] = {}
     for case in _weighing(analysis):
-        if case.term.name == without:
+        if case.term.name == without or case.term.name in apart:
             continue
         try:
             equation = _equation(analysis, case)

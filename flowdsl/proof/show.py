@@ -82,11 +82,19 @@ class Printer:
         """What differs from the row's own conditions, as it stands after the bar of a call."""
         usual = dict(self.own)
         parts = [
-            f"{name} = {value if isinstance(value, str) else self.scalar(value)}"
+            f"{name} = {self._shown(value)}"
             for name, value in conditions
             if usual.get(name) != value
         ]
         return " | " + ", ".join(parts) if parts else ""
+
+    def _shown(self, value: object) -> str:
+        match value:
+            case str():
+                return value
+            case State():
+                return self.state(value)
+        return self.scalar(value)
 
     # states
 
@@ -178,8 +186,9 @@ class Printer:
         reader = Reader(context, study.networks, study.row)
         plain = Evaluate(node.network, node.head, node.args, node.conditions)
         own = study.networks.maps[node.network]
-        moments = tuple(reader.scalar(a) for a in node.args if self._is_time(a))
-        argument = next(a for a in node.args if not self._is_time(a))
+        seen = self._seen(node)
+        moments = tuple(reader.scalar(a) for a in seen if self._is_time(a))
+        argument = next(a for a in seen if not self._is_time(a))
         point = reader.state(argument, False)
         moment = reader.moment(argument, point)
         conditions = reader.conditions(plain)
@@ -244,8 +253,13 @@ class Printer:
     def _is_time(self, expr: Expr) -> bool:
         return self.analysis.objective.kind(expr) is not Kind.STATE
 
+    def _seen(self, node: Evaluate) -> list[Expr]:
+        """The state and the times of the flow, among a network's arguments."""
+        beside = self.analysis.context().beside(node.network)
+        return [a for k, a in enumerate(node.args) if k not in beside]
+
     def _time_name(self, node: Evaluate, place: int) -> str:
-        argument = [a for a in node.args if self._is_time(a)][place]
+        argument = [a for a in self._seen(node) if self._is_time(a)][place]
         parts = set(walk(argument))
         moments = [n.time for a in node.args for n in walk(a) if isinstance(n, PathState)]
         shown = next((m for m in moments if m in parts), argument)  # of `t - r` the state's time

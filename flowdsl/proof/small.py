@@ -158,10 +158,11 @@ def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Ele
     """The map's start and end at a network's evaluation."""
     owner, _ = study.context.objective.origin(node.network, node.head)
     kinds = study.context.objective.networks[node.network].arguments
-    moments = [
-        reader.scalar(a) for (_, k), a in zip(kinds, node.args, strict=True) if k is not Kind.STATE
-    ]
-    state = next(a for (_, k), a in zip(kinds, node.args, strict=True) if k is Kind.STATE)
+    beside = study.context.beside(node.network)
+    own = [(kind, a) for k, ((_, kind), a) in enumerate(zip(kinds, node.args, strict=True))
+           if k not in beside]  # fmt: skip
+    moments = [reader.scalar(a) for kind, a in own if kind is not Kind.STATE]
+    state = next(a for kind, a in own if kind is Kind.STATE)
     moment = reader.moment(state, reader.state(state, False))
     return study.networks.maps[owner].times_of(moments, reader.conditions(node), moment)
 

@@ -13,7 +13,7 @@ from flowdsl.runtime.data import load_dataset
 from flowdsl.runtime.dataset import DataCard
 from flowdsl.runtime.evaluation import Evaluation, EvaluationOptions, evaluate
 from flowdsl.runtime.features import features_of
-from flowdsl.runtime.grid import save_picture
+from flowdsl.runtime.grid import Block, save_picture
 from flowdsl.runtime.loading import (
     BuildNetworks,
     CompileSpec,
@@ -22,7 +22,8 @@ from flowdsl.runtime.loading import (
     load_run,
     start_from,
 )
-from flowdsl.runtime.pictures import layout, sample_blocks, sample_picture, shows_labels
+from flowdsl.runtime.pictures import Layout, layout, sample_blocks, sample_picture, shows_labels
+from flowdsl.runtime.posterior import posterior_blocks
 from flowdsl.runtime.protocols import CompiledLoss, takes_labels
 from flowdsl.runtime.samplers import SampleOptions
 from flowdsl.runtime.sampling import possible_steps, resolved_sampler
@@ -86,11 +87,14 @@ def resume_run(
 class SampleRequest:
     """What to draw: numbers of steps (None: those of the run's pictures), classes (names or
     numbers; None: the first ten), the seed, and a file of other embeddings than those of training.
+    With `given`, times of the path: draws of the data given held-out ones that are noised to each
+    of them, by objectives that learn an inner flow.
     """
 
     steps: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     seed: int = 0
+    given: tuple[float, ...] = ()
     weights: str = "ema"
     checkpoint: int | None = None
     options: SampleOptions = field(default_factory=SampleOptions)
@@ -133,6 +137,8 @@ def sample_run(
     if labels is not None and not labelled:
         raise fail("sample", f"{run.record.objective} on {card.name} knows no classes")
     plan = layout(card, labelled=labelled, labels=labels)
+    if request.given:
+        return _given(run, plan, request, out)
     steps = request.steps or possible_steps(run.loss.signature, run.record.config.sample_steps)
     blocks = sample_blocks(
         run.loss,
@@ -144,16 +150,48 @@ def sample_run(
         device=run.device,
         options=request.options,
     )
+    path = _saved(run, blocks, plan, request, out or run.directory.samples / _file(run, request))
+    states = {n: block.states for n, block in zip(steps, blocks, strict=True)}
+    return SampleResult(path, states, resolved_sampler(run.loss.signature, request.options.sampler))
+
+
+def _given(run: LoadedRun, plan: Layout, request: SampleRequest, out: Path | None) -> SampleResult:
+    """Draws given held-out data noised to each time; their states by the number of the time."""
+    config = run.record.config
+    dataset = load_dataset(config.data, config.resolution, config.conditions)
+    blocks = posterior_blocks(
+        run.loss,
+        run.networks,
+        dataset,
+        plan,
+        request.given,
+        seed=request.seed,
+        device=run.device,
+        options=request.options,
+    )
+    file = out or run.directory.samples / _file(run, request).replace("sample-", "given-")
+    path = _saved(run, blocks, plan, request, file)
+    states = {k: block.states for k, block in enumerate(blocks[2::2])}
+    return SampleResult(path, states, "transition")
+
+
+def _file(run: LoadedRun, request: SampleRequest) -> str:
+    return f"sample-{run.step:08d}-seed{request.seed}.png"
+
+
+def _saved(
+    run: LoadedRun, blocks: Sequence[Block], plan: Layout, request: SampleRequest, path: Path
+) -> Path:
+    """The blocks as a picture with the run's name, written."""
+    card = run.record.data
     title = f"{run.record.objective} on {card.name}, step {run.step:,}"
     note = f"weights: {run.weights}, seed {request.seed}"
     image = sample_picture(blocks, card, plan, title=title, note=note)
-    path = out or run.directory.samples / f"sample-{run.step:08d}-seed{request.seed}.png"
     try:
         save_picture(image, path)
     except (OSError, ValueError) as error:
         raise fail("sample", f"{path} cannot be written: {error}") from error
-    states = {n: block.states for n, block in zip(steps, blocks, strict=True)}
-    return SampleResult(path, states, resolved_sampler(run.loss.signature, request.options.sampler))
+    return path
 
 
 def evaluate_run(

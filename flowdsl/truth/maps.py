@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Conditions, Context, Reader
+from flowdsl.calculus.interpret import Call, Conditions, Context, Reader, numbers_in
 from flowdsl.calculus.preimage import preimage
 from flowdsl.calculus.state import State
 from flowdsl.spec.core import (
@@ -110,9 +110,7 @@ class MapNetwork:
     _known: dict[object, tuple[Element, Element]] = field(default_factory=dict)
 
     def _reader(self, start: Element, end: Element, conditions: Conditions) -> _ShapeReader:
-        formals: dict[str, Element | State] = {
-            name: value for name, value in conditions if not isinstance(value, str)
-        }
+        formals: dict[str, Element | State] = dict(numbers_in(conditions))
         flow_map = self.shape.flow_map
         formals[flow_map.state.name] = self.context.calculus.symbol("Z")
         for formal, time in ((flow_map.start, start), (flow_map.end, end)):
@@ -166,13 +164,14 @@ class MapNetwork:
         """
         scalars, flow_map = self.context.scalars, self.shape.flow_map
         place = self._state_place
-        shown = [arg for k, arg in enumerate(self.shape.call.args) if k != place]
+        beside = self.context.beside(self.shape.call.network) | {place}
+        shown = [arg for k, arg in enumerate(self.shape.call.args) if k not in beside]
         names = [f.name for f in (flow_map.start, flow_map.end) if isinstance(f, Formal)]
         found: dict[str, Element] = {}
         rows: list[tuple[list[Element], Element]] = []
         probes = {name: scalars.symbol(f"_{k}") for k, name in enumerate(names)}
         formals: dict[str, Element | State] = {
-            **{n: v for n, v in conditions if not isinstance(v, str)},
+            **numbers_in(conditions),
             **probes,
         }
         reader = _ShapeReader(self.context, _Probe(), None, formals)

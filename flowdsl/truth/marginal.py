@@ -11,12 +11,13 @@ the flow would be the data's. Any other combination is a wrong target, not anoth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import parts
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader, numbers_in
 from flowdsl.calculus.state import State, VelocityAtom
 from flowdsl.spec.core import (
     Apply,
@@ -42,6 +43,11 @@ class Singular(Undecided):
     """The guidance does not determine the flow: its fixed point divides by zero."""
 
 
+#: How an equation for the velocities is read off: from the direction of differentiation, from a
+#: term as it stands, or from a term whose direction is taken to be the flow's velocity.
+Way = Literal["direction", "term", "moving"]
+WAYS: tuple[Way, ...] = ("direction", "term", "moving")
+_CARRIED = Formal("the flow's velocity", Kind.STATE)
 Region = frozenset[tuple[Expr, bool]]
 
 
@@ -73,27 +79,28 @@ class Guidance:
         return next((r for r in fitting if r != own), fitting[0] if fitting else own)
 
     def _collect(self, solver: Solver) -> None:
-        """The direction of differentiation speaks first, then each term about its own rows."""
+        """The direction of differentiation speaks first, then each term about its own rows, at last
+        each term on condition that its direction is the flow's own velocity."""
         self._busy = True
         everything = [case for term in solver.matched for case in _cases(solver, term)]
-        for by_direction in (True, False):
+        for way in WAYS:
             for case in everything:
                 try:
-                    self._add(solver, case, by_direction)
+                    self._add(solver, case, way)
                 except Singular as singular:
                     self.singular = singular.reason
                 except Undecided:
                     continue
         self._busy, self._ready = False, True
 
-    def _add(self, solver: Solver, case: Case, by_direction: bool) -> None:
+    def _add(self, solver: Solver, case: Case, way: Way) -> None:
         context = solver.context()
         conditions, region = solver.conditions(case, context), _region(solver, case)
         if not conditions:
             return
         if any(c == conditions and _compatible(region, r) for c, r, _ in self.found):
             return
-        equation = equation_of(solver, case, context, conditions, by_direction)
+        equation = equation_of(solver, case, context, conditions, way)
         relation = None if equation is None else solved(context, equation, conditions)
         if relation is not None:
             _check_shown(solver, case, context, relation)
@@ -112,9 +119,13 @@ def equation_of(
     case: Case,
     context: Context,
     conditions: Conditions,
-    by_direction: bool,
+    way: Way,
 ) -> State | None:
-    """What is zero at the truth, in the data's velocity and the flow's."""
+    """What is zero at the truth, in the data's velocity and the flow's.
+
+    With `moving` the direction of differentiation is taken to be the flow's velocity: where it is
+    another one, the term itself is not zero at the solution that is found.
+    """
     networks = solver.networks(case, context, "flow")
     networks.marginal = lambda c, p, t: context.calculus.velocity(data_field(c), p, t)
     networks.elsewhere = None
@@ -122,7 +133,7 @@ def equation_of(
     time = solver.row(case, context, networks, x).time
     row = solver.row(case, context, networks, networks.marginal(conditions, x, time))
     reader = Reader(context, networks, row)
-    if by_direction:
+    if way == "direction":
         moving = solver.objective.moving
         if moving is None or moving.along is None:
             return None
@@ -134,9 +145,34 @@ def equation_of(
         )
     else:
         assert case.target is not None
-        value = reader.state(case.prediction, False) - reader.state(case.target, False)
+        sides = case.prediction, case.target
+        if way == "moving":
+            moving = solver.objective.moving
+            if moving is None or moving.along is None:
+                return None
+            along = case.reduce(moving.along)
+            sides = _carried(case.prediction, along), _carried(case.target, along)
+            own = context.calculus.velocity(("flow", conditions), x, time)
+            reader = Reader(context, networks, row, {_CARRIED.name: own})
+        value = reader.state(sides[0], False) - reader.state(sides[1], False)
     sorted_parts = parts(value, NOISES)
     return None if not sorted_parts.affine else sorted_parts.mean
+
+
+def _carried(expr: Expr, along: Expr) -> Expr:
+    """An expression whose derivatives are taken along the flow's own velocity."""
+
+    def turned(tangent: Expr | None) -> Expr | None:
+        return None if tangent is None else transform(
+            tangent, lambda n: _CARRIED if n == along else n)  # fmt: skip
+
+    def visit(node: Expr) -> Expr:
+        if not isinstance(node, Evaluate) or not node.directions:
+            return node
+        directions = tuple(tuple(turned(t) for t in d) for d in node.directions)
+        return replace(node, directions=directions)
+
+    return transform(expr, visit)
 
 
 def _tells_velocity(objective: Objective, along: Expr, base: PathState) -> bool:
@@ -184,12 +220,12 @@ def _check_shown(solver: Solver, case: Case, context: Context, relation: Relatio
     scalars = context.scalars
     learner = learning_calls(solver.objective, case.prediction, case.target)[0]
     reader = Reader(context, NoNetwork("scalar"))
-    shown = [v for _, v in solver.conditions(case, context) if not isinstance(v, str)]
+    shown = list(numbers_in(solver.conditions(case, context)).values())
     kinds = solver.objective.networks[learner.network].arguments
     shown += [
         reader.scalar(a)
         for (_, kind), a in zip(kinds, learner.args, strict=True)
-        if kind is not Kind.STATE
+        if kind in (Kind.TIME, Kind.SCALAR)
     ]
     shown.append(reader.scalar(solver.base(case).time))
     seen = {i for x in shown for i in scalars.generators_in(x)}

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Conditions, Context
+from flowdsl.calculus.interpret import Call, Conditions, Context, numbers_in
 from flowdsl.calculus.state import Field, State
-from flowdsl.spec.core import Evaluate, Kind
+from flowdsl.spec.core import Evaluate
 from flowdsl.truth.learnt import Regression
 from flowdsl.truth.maps import MapNetwork
 
@@ -68,9 +68,12 @@ class Networks:
         """A network can only compute what it sees: state, times and conditions."""
         scalars, series = self.context.scalars, self.context.series
         seen = set(series.generators_in(call.point))
+        for _, given in call.conditions:
+            if isinstance(given, State):
+                seen |= series.generators_in(given)
         if call.moment is not None:  # told by the state itself
             seen |= scalars.generators_in(call.moment)
-        for shown in (*call.times, *(v for _, v in call.conditions if not isinstance(v, str))):
+        for shown in (*call.times, *numbers_in(call.conditions).values()):
             seen |= scalars.generators_in(shown)
         hidden = (series.generators_in(value) & self.context.drawn) - seen
         if hidden:
@@ -99,16 +102,11 @@ class Networks:
             return self.maps[owner].solve(call, self.true_landing if kept else self.landing)
         if head in self.regression:
             return self.regression[head].value(self.context, self.velocity, call)
-        network = self.context.objective.networks[owner]
         if self._teaches(owner) and self.lesson is not None:
             lesson = self.lesson(owner)
             if lesson is not None:
                 return lesson.value(self.context, self._taught, call)
-        kinds = [kind for _, kind in network.arguments]
-        if owner not in self.maps and kinds in (
-            [Kind.STATE, Kind.TIME],
-            [Kind.STATE, Kind.SCALAR],
-        ):
+        if owner not in self.maps and len(call.times) == 1:
             if self._teaches(owner):
                 return self._taught(call.conditions, call.point, call.times[0])
             if not self.maps:

@@ -89,7 +89,9 @@ def _seen(
     context, here = reader.context, reader.scalar(moment)
     scalars = context.scalars
     kinds = context.objective.networks[learner.network].arguments
-    arguments = [(k, a) for (_, k), a in zip(kinds, learner.args, strict=True)]
+    beside = context.beside(learner.network)
+    arguments = [(kind, a) for k, ((_, kind), a) in enumerate(zip(kinds, learner.args, strict=True))
+                 if k not in beside]  # fmt: skip
     point = reader.state(next(a for k, a in arguments if k is Kind.STATE), False)
     atom = context.calculus.symbol(X).only()
     scale = point.terms.get(atom) if atom is not None and len(point.terms) == 1 else None

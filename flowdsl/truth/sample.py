@@ -5,7 +5,8 @@ With z = α data + σ noise and velocity = α' data + σ' noise,
     data  = (σ' z - σ velocity) / W,   noise = (α velocity - α' z) / W,   W = α σ' - σ α',
 
 so that the single centred noise ξ = velocity - E[velocity | z] carries all randomness, for any
-path.
+path. Where a network is shown further states the same holds given these: they are symbols too, and
+what the data and noises are follows from all of them (see known.py).
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from flowdsl.calculus.errors import Undecided
+from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Context, Reader
+from flowdsl.calculus.interpret import Context, Reader, Solution
 from flowdsl.calculus.numbers import evaluate, path_weights
 from flowdsl.calculus.state import State
 from flowdsl.spec.core import (
+    Apply,
     Draw,
     Evaluate,
     Expr,
+    Formal,
     Given,
+    Kind,
     PathState,
     PathVelocity,
     Stop,
@@ -31,8 +35,9 @@ from flowdsl.spec.core import (
     transform,
     walk,
 )
+from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import LawCall, Objective, Path
-from flowdsl.truth.networks import Networks
+from flowdsl.truth.known import Combination, Known
 
 X, XI = "x", "ξ"
 #: Centred, and independent of each other and of the row's state (see `Row.end`, `Row.draw`).
@@ -40,55 +45,106 @@ NOISES = frozenset({XI, *(f"noise{chr(39) * k}" for k in range(9))})
 
 
 class PathReader(Reader):
-    """Reads a path's body at a time, with its ends as symbols."""
+    """Reads a path's body at a time, with its ends and what else it is made of as symbols."""
 
-    def __init__(self, context: Context, networks: Networks, path: Path, time: Element) -> None:
-        calculus = context.calculus
-        ends = {name: calculus.symbol(f"path {name}") for name in ("data", "noise")}
+    def __init__(self, context: Context, networks: Solution, path: Path, time: Element) -> None:
+        self.leaves: dict[Expr, State] = {}
+        ends = {name: self._leaf(context, Formal(name, Kind.STATE)) for name in ("data", "noise")}
         super().__init__(context, networks, None, {path.time: time, **ends})
 
-    def weights(self, expr: Expr) -> tuple[Element, Element]:
-        """The coefficients of data and noise."""
+    def _leaf(self, context: Context, leaf: Formal | Draw) -> State:
+        return self.leaves.setdefault(leaf, context.calculus.symbol(f"path {leaf.name}"))
+
+    def _state(self, expr: Expr, live: bool) -> State:
+        if isinstance(expr, Draw) and expr.kind is Kind.STATE:
+            return self._leaf(self.context, expr)
+        return super()._state(expr, live)
+
+    def weights(self, expr: Expr) -> dict[Expr, Element]:
+        """The coefficients of the path's ends, and of other noises in it."""
         value = self.state(expr)
-        found = []
-        for name in ("data", "noise"):
-            atom = self.context.calculus.symbol(f"path {name}").only()
+        found = {}
+        for leaf, symbol in self.leaves.items():
+            atom = symbol.only()
             assert atom is not None
-            found.append(value.terms.get(atom, self.context.scalars.zero))
-        if len(value.terms) > sum(1 for c in found if c):
+            if atom in value.terms:
+                found[leaf] = value.terms[atom]
+        if len(value.terms) > len(found):
             raise Undecided("the path is not linear in data and noise", expr.span)
-        return found[0], found[1]
+        return found
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row whose state `base` is the symbol x and whose mean velocity there is `marginal`."""
+    """A row whose state `base` is the symbol x and whose mean velocity there is `marginal`.
+
+    `given` are the other states that its network is shown: given these too, the data and noises
+    that all of them are made of follow from what is seen and from the velocity, as far as they do.
+    """
 
     context: Context
-    networks: Networks
+    networks: Solution
     base: PathState
     marginal: State
+    given: tuple[PathState, ...] = ()
 
-    def weights(self, name: str, time: Element, velocity: bool) -> tuple[Element, Element]:
-        """The coefficients of data and noise in a path's state, or in its velocity."""
-        path = self.context.objective.paths[name]
-        reader = PathReader(self.context, self.networks, path, time)
-        return reader.weights(path.velocity if velocity else path.body)
+    def made_of(self, node: PathState | PathVelocity) -> dict[Expr, Element]:
+        """A path's state, or its velocity, as a combination of data, noises and what stands in
+        their places."""
+        weights = self._weights(node)
+        ends = {"data": node.data, "noise": node.noise}
+        total: dict[Expr, Element] = {}
+        for leaf, c in weights.items():
+            end = ends[leaf.name] if isinstance(leaf, Formal) else leaf
+            for part, share in self._parts(end).items():
+                term = self.context.scalars.product(c, share)
+                total[part] = total[part] + term if part in total else term
+        return total
+
+    def _parts(self, expr: Expr) -> dict[Expr, Element]:
+        """What stands at a path's end, as a combination of what cannot be taken apart."""
+        one = self.context.scalars.one
+        match expr:
+            case PathState():
+                return self.made_of(expr)
+            case Apply("add" | "sub" as op, (a, b)):
+                total = dict(self._parts(a))
+                for part, c in self._parts(b).items():
+                    c = c if op == "add" else -c
+                    total[part] = total[part] + c if part in total else c
+                return total
+            case Apply("neg", (a,)):
+                return {part: -c for part, c in self._parts(a).items()}
+        return {expr: one}
+
+    def _scalar(self, expr: Expr) -> Element:
+        return Reader(self.context, self.networks).scalar(expr)
 
     def same_state(self, other: Row) -> bool:
         """Is the state that two rows condition on the same function of the same data, and of noise
         of the same law?"""
         if self.time != other.time or _made(self) != _made(other):
             return False
-        return all(
-            self.weights(self.base.path, self.time, velocity)
-            == other.weights(other.base.path, other.time, velocity)
-            for velocity in (False, True)
-        )
+        return self._forms() == other._forms()
+
+    def _forms(self) -> list[dict[Expr, Element]]:
+        """How each state that is seen, and the velocity, is made of the ends of its path."""
+        seen: list[PathState | PathVelocity] = [self.base, self.velocity_of_base, *self.given]
+        return [self._weights(node) for node in seen]
+
+    def _weights(self, node: PathState | PathVelocity) -> dict[Expr, Element]:
+        path = self.context.objective.paths[node.path]
+        reader = PathReader(self.context, self.networks, path, self._scalar(node.time))
+        return reader.weights(path.body if isinstance(node, PathState) else path.velocity)
 
     @cached_property
     def time(self) -> Element:
-        return Reader(self.context, self.networks).scalar(self.base.time)
+        return self._scalar(self.base.time)
+
+    @property
+    def velocity_of_base(self) -> PathVelocity:
+        base = self.base
+        return PathVelocity(base.path, base.time, base.data, base.noise)
 
     @cached_property
     def random_velocity(self) -> State:
@@ -96,69 +152,99 @@ class Row:
         return self.marginal + self.context.calculus.symbol(XI)
 
     @cached_property
-    def ends(self) -> tuple[State, State]:
-        """Data and noise of the row, given x."""
-        a, s = self.weights(self.base.path, self.time, False)
-        da, ds = self.weights(self.base.path, self.time, True)
-        w = a * ds - s * da
-        if not w:
+    def known(self) -> Known:
+        """What the row's states say about its data and noises."""
+        calculus = self.context.calculus
+        found = Known(self.context.scalars, calculus.zero)
+        found.add(self.made_of(self.base), calculus.symbol(X))
+        if found.add(self.made_of(self.velocity_of_base), self.random_velocity) is not None:
             raise Undecided("the path stands still: its state and velocity do not give its ends")
-        x, velocity = self.context.calculus.symbol(X), self.random_velocity
-        data = (x.scaled(ds) - velocity.scaled(s)).over(w)
-        noise = (velocity.scaled(a) - x.scaled(da)).over(w)
-        return data, noise
+        for state in self.given:
+            if found.add(self.made_of(state), calculus.symbol(outer_name(state))):
+                raise Undecided(
+                    f"given {outer_name(state)}, nothing of {self.base.path} is random: both are "
+                    "made of the same data and noise",
+                    state.span,
+                )
+        return found
+
+    @cached_property
+    def fresh(self) -> list[Given | Draw]:
+        """The noises from which the row's flow starts: each stands alone at an end of its path."""
+        found: list[Given | Draw] = []
+        for time in (0, 1):
+            end = PathState(self.base.path, number(time), self.base.data, self.base.noise)
+            try:
+                made = {leaf: c for leaf, c in self.made_of(end).items() if c}
+            except (Undecided, Pole):
+                continue
+            if len(made) == 1:
+                (leaf,) = made
+                if isinstance(leaf, Draw) or (isinstance(leaf, Given) and leaf.name == "noise"):
+                    found.append(leaf)
+        return found
+
+    def reused(self) -> tuple[Expr, PathState] | None:
+        """A noise from which the row's flow starts and of which a state is made by which it is
+        conditioned: given that state the noise has another law."""
+        for state in self.given:
+            inside = {node for leaf in self.made_of(state) for node in walk(leaf)}
+            for leaf in self.fresh:
+                if leaf in inside:
+                    return leaf, state
+        return None
 
     def end(self, name: str) -> State:
         """`data` or `noise`: an end of the row's state, or a noise that has no part in it."""
-        found = self._own_end(Given(name))
-        if found is None and name == "noise":
-            return self.context.calculus.symbol(name)
-        if found is None:
-            raise Undecided(f"`{name}` is no end of the state that the network sees")
-        return found
+        return self._leaf(Given(name))
 
     def draw(self, node: Draw) -> State:
         """A fresh noise: an end of the row's state, or independent of it with mean zero."""
-        found = self._own_end(node)
-        if found is not None:
-            return found
-        if not _centred(self.context.objective, node):
-            raise Undecided(f"the law of {node.name} may have a mean", node.span)
-        return self.context.calculus.symbol(node.name)
+        return self._leaf(node)
 
-    def _own_end(self, expr: Expr) -> State | None:
-        """The end of the row's state that this is; None when it has nothing to do with it."""
-        for own, value in ((self.base.data, 0), (self.base.noise, 1)):
-            if own == expr:
-                return self.ends[value]
-        if any(node == expr for own in (self.base.data, self.base.noise) for node in walk(own)):
-            raise Undecided("the state that the network sees was made of this noise", expr.span)
-        return None
+    def _leaf(self, leaf: Given | Draw) -> State:
+        return self._read({leaf: self.context.scalars.one}, None)
 
-    def state(self, reader: Reader, node: PathState) -> State:
+    def _read(self, combination: Combination, reader: Reader | None, live: bool = False) -> State:
+        """A combination of data and noises, given what the network is shown."""
+        rest, total = self.known.reduce(combination)
+        for leaf, c in rest.items():
+            total = total + self._free(leaf, reader, live).scaled(c)
+        return total
+
+    def _free(self, leaf: Expr, reader: Reader | None, live: bool) -> State:
+        """What no state of the row tells: a noise that has no part in them."""
+        if any(leaf == node for own in self.known.leaves for node in walk(own)):
+            raise Undecided("the state that the network sees was made of this noise", leaf.span)
+        match leaf:
+            case Given("noise"):
+                return self.context.calculus.symbol("noise")
+            case Given(name):
+                raise Undecided(f"`{name}` is no end of the state that the network sees")
+            case Draw(name):
+                if not _centred(self.context.objective, leaf):
+                    raise Undecided(f"the law of {name} may have a mean", leaf.span)
+                return self.context.calculus.symbol(name)
+        if reader is None:
+            raise Undecided("nothing is known about an end of a path", leaf.span)
+        return reader.state(leaf, live)
+
+    def state(self, reader: Reader, node: PathState, live: bool) -> State:
         if node == self.base:
             return self.context.calculus.symbol(X)
-        return self._combine(reader, node, self.weights(node.path, reader.scalar(node.time), False))
+        if node in self.given:
+            return self.context.calculus.symbol(outer_name(node))
+        return self._read(self.made_of(node), reader, live)
 
-    def velocity(self, reader: Reader, node: PathVelocity) -> State:
-        base = self.base
-        same = (node.path, node.time, node.data, node.noise)
-        if same == (base.path, base.time, base.data, base.noise):
+    def velocity(self, reader: Reader, node: PathVelocity, live: bool) -> State:
+        if node == self.velocity_of_base:
             return self.random_velocity
-        return self._combine(reader, node, self.weights(node.path, reader.scalar(node.time), True))
+        return self._read(self.made_of(node), reader, live)
 
-    def _combine(
-        self, reader: Reader, node: PathState | PathVelocity, weights: tuple[Element, Element]
-    ) -> State:
-        data, noise = (self._end(reader, e) for e in (node.data, node.noise))
-        return data.scaled(weights[0]) + noise.scaled(weights[1])
 
-    def _end(self, reader: Reader, expr: Expr) -> State:
-        if expr == self.base.data:
-            return self.ends[0]
-        if expr == self.base.noise:
-            return self.ends[1]
-        return reader.state(expr)
+def outer_name(state: PathState) -> str:
+    """The symbol of a state on which a row is conditioned, as the spec writes it."""
+    return Notation().text(state)
 
 
 def _made(row: Row) -> Expr:
@@ -189,6 +275,16 @@ def _centred(objective: Objective, node: Draw) -> bool:
     return True
 
 
+def _standard(objective: Objective, noise: Expr) -> bool:
+    """Is this normal noise of mean 0 and variance 1?"""
+    if not isinstance(noise, Draw):
+        return noise == Given("noise")
+    return all(
+        line.law.law == "normal" and _numbers(objective, line.law) == [0.0, 1.0]
+        for line in objective.draws[noise.name].lines
+    )
+
+
 def check_law(objective: Objective, base: PathState) -> None:
     """Raises `Undecided` unless a state has the law of the path, with its own ends or with others.
 
@@ -198,15 +294,10 @@ def check_law(objective: Objective, base: PathState) -> None:
     generated = any(isinstance(node, Evaluate) for node in walk(base.data))
     if base.data != Given("data") and not generated:
         raise Undecided("what stands in the place of the data has another law", base.data.span)
-    if base.noise == Given("noise"):
+    path = objective.paths[base.path]
+    inner = [n for n in walk(path.body) if isinstance(n, Draw) and n.kind is Kind.STATE]
+    if all(_standard(objective, noise) for noise in (base.noise, *inner)):
         return
-    if isinstance(base.noise, Draw):
-        lines = objective.draws[base.noise.name].lines
-        if all(
-            line.law.law == "normal" and _numbers(objective, line.law) == [0.0, 1.0]
-            for line in lines
-        ):
-            return
     raise Undecided("what stands in the place of the noise has another law", base.noise.span)
 
 
@@ -256,6 +347,8 @@ def base_state(objective: Objective, prediction: Expr, target: Expr | None) -> P
     """The path state that the learning network sees: the row is conditioned on it."""
     calls = learning_calls(objective, prediction, target)
     for arg in [arg for call in calls for arg in call.args]:
+        while isinstance(arg, Stop):
+            arg = arg.body
         if isinstance(arg, PathState):
             return arg
         if isinstance(arg, Given) and arg.name in ("data", "noise"):

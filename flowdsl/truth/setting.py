@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from flowdsl.calculus.beside import outer_states
 from flowdsl.calculus.curriculum import Curricula
 from flowdsl.calculus.domain import Domain
 from flowdsl.calculus.enclosure import Enclosures
 from flowdsl.calculus.errors import Clock
 from flowdsl.calculus.expand import Series
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader, Solution
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import Calculus, Rule, State
-from flowdsl.spec.core import Expr, PathState
+from flowdsl.spec.core import Draw, Expr, PathState
 from flowdsl.spec.objective import Objective, Term
 from flowdsl.truth.cases import Case, TooManyKinds, cases
-from flowdsl.truth.networks import Networks
 from flowdsl.truth.sample import Row, base_state, learning_calls
 from flowdsl.truth.variables import change_of_variables, opaque_times, scalars_of
 
@@ -84,10 +84,12 @@ class Setting:
         losses = Scalars([ERROR, ERROR_STOPPED, ENTRIES, *names], spare=room(mine[1] + yours[1]))
         series: dict[frozenset[str] | None, Series] = {}
         reserved = scalars.small(), scalars.small(inside=True)
+        changes = [c for c in self._changes if c in other._changes]  # a time has one name in both
         for setting in (self, other):
             vars(setting).update(
-                scalars=scalars, loss_scalars=losses, _series=series, _reserved=reserved
-            )
+                scalars=scalars, loss_scalars=losses, _series=series, _reserved=reserved,
+                _changes=changes,
+            )  # fmt: skip
 
     def cases(self, term: Term) -> list[Case]:
         """Every kind of row the term is computed on. Raises `Undecided` where they are too many."""
@@ -156,6 +158,10 @@ class Setting:
         return {}
 
     @cached_property
+    def _changes(self) -> list[tuple[str, Expr, Draw]]:
+        return change_of_variables(self.objective)
+
+    @cached_property
     def _variables(self) -> dict[Expr, Element]:
         """Times that the spec names replace the draws they are made of: `t` for `s + gap`."""
         bound: dict[Expr, Element] = {}
@@ -164,7 +170,7 @@ class Setting:
                     Series(Calculus(self.scalars, (), self.clock)), self.curricula, 0),
             NoNetwork("scalar"),
         )  # fmt: skip
-        for name, expr, draw in change_of_variables(self.objective):
+        for name, expr, draw in self._changes:
             bound[expr] = self.scalars.symbol(name)
             rest = reader.scalar(expr) - self.scalars.symbol(draw.name)
             bound[draw] = self.scalars.symbol(name) - rest
@@ -177,8 +183,16 @@ class Setting:
     def base(self, case: Case) -> PathState:
         return base_state(self.objective, case.prediction, case.target)
 
-    def row(self, case: Case, context: Context, networks: Networks, marginal: State) -> Row:
-        return Row(context, networks, self.base(case), marginal)
+    def bare_row(self, case: Case) -> Row:
+        """The row of a case where nothing is asked of networks, or of the mean velocity."""
+        context = self.context()
+        return self.row(case, context, NoNetwork("row"), context.calculus.zero)
+
+    def row(self, case: Case, context: Context, networks: Solution, marginal: State) -> Row:
+        base = self.base(case)
+        calls = learning_calls(self.objective, case.prediction, case.target)
+        given = outer_states(self.objective, calls[0]) if calls else []
+        return Row(context, networks, base, marginal, tuple(s for s in given if s != base))
 
     def conditions(self, case: Case, context: Context) -> Conditions:
         """The conditions under which the learning network of a case sees its row."""

@@ -80,7 +80,22 @@ def _relations(solver: Solver, case: Case, context: Context) -> dict[Conditions,
         relation = _relation(solver, case, own, conditions, node.conditions)
         if relation is not None:
             found[conditions] = relation
-    return found
+    return {conditions: _closed(relation, found) for conditions, relation in found.items()}
+
+
+def _closed(relation: Relation, others: dict[Conditions, Relation]) -> Relation:
+    """A relation in which no velocity stands that the other relations determine: what rows without
+    a label teach at one guidance scale they teach at every one."""
+    for _ in others:
+        if not relation.keys() & others.keys():
+            return relation
+        total: Relation = {k: c for k, c in relation.items() if k not in others}
+        for whose in relation.keys() & others.keys():
+            for k, share in others[whose].items():
+                term = relation[whose] * share
+                total[k] = total[k] + term if k in total else term
+        relation = {k: c for k, c in total.items() if c}
+    return relation
 
 
 def _scalars(solver: Solver, shown: Shown) -> bool:
@@ -172,7 +187,7 @@ def _solved(
     solver: Solver, case: Case, context: Context, conditions: Conditions
 ) -> Relation | None:
     try:
-        equation = equation_of(solver, case, context, conditions, by_direction=False)
+        equation = equation_of(solver, case, context, conditions, "term")
         return None if equation is None else solved(context, equation, conditions)
     except Undecided:
         return None

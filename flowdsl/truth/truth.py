@@ -49,6 +49,14 @@ class Truth(Solver):
 
     def networks(self, case: Case, context: Context, kind: str) -> Networks:
         """The networks on the rows of a case, with the truth or another flow in the maps."""
+        networks = self.mapped_networks(case, context, kind)
+        if kind != "free":
+            networks.regression.update(self._regressed(case, context, networks))
+            networks.elsewhere = self._elsewhere(case, context)
+        return networks
+
+    def mapped_networks(self, case: Case, context: Context, kind: str) -> Networks:
+        """As `networks`, where those that no map uses are not asked what they learned."""
         maps: dict[str, MapNetwork] = {}
         for flow_map in self.objective.maps.values():
             try:
@@ -62,13 +70,9 @@ class Truth(Solver):
         def marginal(conditions: Conditions, point: State, time: Element) -> State:
             return self._marginal(case, context, conditions, point, time)
 
-        networks = Networks(context, kind, maps, marginal, aliases=self.aliases,
-                            own=self.conditions(case, context),
-                            lesson=lambda owner: self.lesson(case, owner))  # fmt: skip
-        if kind != "free":
-            networks.regression.update(self._regressed(case, context, networks))
-            networks.elsewhere = self._elsewhere(case, context)
-        return networks
+        return Networks(context, kind, maps, marginal, aliases=self.aliases,
+                        own=self.conditions(case, context),
+                        lesson=lambda owner: self.lesson(case, owner))  # fmt: skip
 
     def lesson(self, case: Case, owner: str) -> Regression | None:
         """What a frozen network learned in the stage from which it is carried (see lessons.py)."""

@@ -63,7 +63,6 @@ def align(
     *,
     cap: float = 1.0,
     warmup: float = 10000.0,
-    scale: float = 2.0,
     step: int = 0,
     lagrangian: bool = False,
 ) -> Result:
@@ -75,11 +74,11 @@ def align(
     z = between(data, draws["noise"], t)
 
     def student(z: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return F(z, t, s, label=label)
+        return F(z, t, s, label=label, scale=draws["scale"])
 
     def guided(x: Tensor, q: Tensor) -> Tensor:
         poor = weak(x, q, label=label)
-        return poor + scale * (teacher(x, q, label=label) - poor)
+        return poor + pad(draws["scale"], x) * (teacher(x, q, label=label) - poor)
 
     prediction = student(z, t, s)
     if lagrangian:

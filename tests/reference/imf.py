@@ -23,8 +23,13 @@ def loss(
     draws: dict[str, Tensor],
     label: Tensor | None,
     progress: float = 0.0,
+    *,
+    second: bool = True,
 ) -> Result:
-    """Network `net`; draws `noise t r diagonal dropped omega lo hi`."""
+    """Network `net`; draws `noise t r diagonal dropped omega lo hi`.
+
+    Without a second head the velocity is u at length 0, and there is one term.
+    """
     del progress
     net, t, diagonal = networks["net"], draws["t"], draws["diagonal"]
     dropped, omega, noise = draws["dropped"], draws["omega"], draws["noise"]
@@ -36,17 +41,24 @@ def loss(
     z = (1 - pad(t, data)) * data + pad(t, data) * noise
 
     k = torch.where((t < lo) | (t > hi), one, omega)
-    own = net(z, zero, label=label, omega=k, lo=zero, hi=one)[1]
-    null = net(z, zero, label=null_of(label), omega=one, lo=zero, hi=one)[1]
+
+    def instantaneous(label: Tensor, omega: Tensor) -> Tensor:
+        found = net(z, zero, label=label, omega=omega, lo=zero, hi=one)
+        return found[1] if second else found
+
+    own, null = instantaneous(label, k), instantaneous(null_of(label), one)
     guided = noise - data + pad(1 - 1 / k, data) * (own - null)
     guided = torch.where(pad(dropped, data), noise - data, guided).detach()
 
     def heads(z: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        return net(z, t - r, label=shown, omega=omega, lo=lo, hi=hi)
+        found = net(z, t - r, label=shown, omega=omega, lo=lo, hi=hi)
+        return found if second else (found,)
 
     _, slopes = torch.func.jvp(heads, (z, t), (own, one))
-    u, v = heads(z, t)
+    u, *v = heads(z, t)
     compound = u + pad(t - r, z) * slopes[0].detach()
     average = adaptive(sum_squares(compound - guided), 1, 1e-2).mean()
-    instant = adaptive(sum_squares(v - guided), 1, 1e-2).mean()
+    if not second:
+        return average, {"target": average.detach()}
+    instant = adaptive(sum_squares(v[0] - guided), 1, 1e-2).mean()
     return average + instant, {"average": average.detach(), "instant": instant.detach()}
