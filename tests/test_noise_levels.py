@@ -19,7 +19,7 @@ from flowdsl.calculus.numbers import evaluate
 from flowdsl.calculus.preimage import preimage
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.checks import Report
-from flowdsl.spec.core import Draw, Kind, Level
+from flowdsl.spec.core import Draw, Evaluate, Kind, Level, walk
 
 TIMES = (
     "i ~ choice(grid(17)); t = karras_time(i, 0.002, 80, 7); "
@@ -131,6 +131,20 @@ def test_a_limit_written_out_is_no_kind_of_rows(
 ) -> None:
     found = checked(EASY.format(special=special), "identity")
     assert {(v.case, v.status) for v in found.verdicts} == statuses, found.render()
+
+
+def test_what_a_call_of_a_map_replaces_is_replaced_in_its_functions() -> None:
+    """`map(… | F = slow)` asks the average also where the map's line calls a function of F."""
+    whole = spec().replace("network F(x, c)", "network F(x, c); slow = ema(F, decay = 0.9)")
+    asked = whole.replace("map(z(s), s, 0.002)", "map(z(s), s, 0.002 | F = slow)")
+    inner = "F(z / sqrt(t^2 + sd^2), log(t) / 4)"
+    apart = asked.replace(inner, "asked(z, t)").replace(
+        "target ", "let asked(x, t) = F(x / sqrt(t^2 + sd^2), log(t) / 4)\ntarget "
+    )
+    terms = [flowdsl.loads(text).typed.terms for text in (asked, apart)]
+    assert terms[0] == terms[1]
+    networks = {n.network for n in walk(terms[1][0].target) if isinstance(n, Evaluate)}
+    assert networks == {"slow"}
 
 
 def test_functions_of_one_time_are_undone() -> None:

@@ -197,8 +197,8 @@ def _inline(resolver: Resolving, lines: Sequence[Binding], node: Call, env: Env)
             parameters = line.parameters or ()
             if len(parameters) != len(bound):
                 raise fail("resolve", "all lines of a function take the same arguments", line.span)
-            values: dict[str, Expr | str] = dict(zip(parameters, bound, strict=True))
-            inner = Env(values=values, moving=env.moving, order=env.order)
+            values = {**env.replaced, **dict(zip(parameters, bound, strict=True))}
+            inner = Env(values, env.moving, order=env.order, replaced=env.replaced)
             new = resolver.expression(line.value, inner)
             if line.rows is not None:
                 if value is None:
@@ -265,9 +265,9 @@ def _map(resolver: Resolving, node: Call, env: Env) -> Expr:
                 node.span,
                 facts=((what, declared.span.text),),
             )
-    for replacement in node.replaced:
-        values[replacement.name] = _replaced_in_map(resolver, replacement, env)
-    inner = replace(env, values=values, map_state=(line.state, start))
+    replaced = {r.name: _replaced_in_map(resolver, r, env) for r in node.replaced}
+    values.update(replaced)
+    inner = replace(env, values=values, map_state=(line.state, start), replaced=replaced)
     return resolver.expression(line.body, inner)
 
 

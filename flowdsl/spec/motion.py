@@ -123,6 +123,7 @@ def derivative(resolver: Resolving, node: Derivative, env: Env) -> Expr:
         moving=moving,
         map_state=env.map_state,
         order=env.order + 1,
+        replaced=env.replaced,
     )
     body = resolver.expression(node.body, inner)
     result = _differentiate(resolver, body, tangents, span)
