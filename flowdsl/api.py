@@ -100,9 +100,10 @@ class Objective:
         constants: Constants | None = None,
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
+        chunk_rows: int | None = None,
     ) -> str:
         """The loss as Python text that imports torch only: what `compile` runs."""
-        options = _options(optimize, derivative, fixed_shapes, without)
+        options = _options(optimize, derivative, fixed_shapes, without, chunk_rows)
         return pipeline.emitted(self.typed, options, constants)
 
     def compile(
@@ -113,6 +114,7 @@ class Objective:
         constants: Constants | None = None,
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
+        chunk_rows: int | None = None,
         errors: bool = False,
         check: bool = True,
     ) -> Loss:
@@ -123,11 +125,12 @@ class Objective:
         forward derivative; `constants` replaces values of the spec's `constants`. With
         `fixed_shapes` no shape depends on what is drawn, as torch.compile needs it. `without` names
         passes to leave out. With `errors` the metrics also hold each term's squared error, as
-        `target.mse`, before the weight that a robust loss makes of it.
+        `target.mse`, before the weight that a robust loss makes of it. With `chunk_rows`,
+        derivatives that carry no gradient are taken of so many rows at a time, for less memory.
         """
         if check and self.unproved:
             warnings.warn(NotProvedWarning(unproved_text(self)), stacklevel=2)
-        options = _options(optimize, derivative, fixed_shapes, without)
+        options = _options(optimize, derivative, fixed_shapes, without, chunk_rows)
         options = replace(options, errors=errors)
         return pipeline.compiled(self.typed, options, constants)
 
@@ -156,11 +159,15 @@ class Stage:
 
 
 def _options(
-    optimize: bool, derivative: DerivativeRule, fixed_shapes: bool, without: Sequence[str]
+    optimize: bool,
+    derivative: DerivativeRule,
+    fixed_shapes: bool,
+    without: Sequence[str],
+    chunk_rows: int | None = None,
 ) -> Options:
     from flowdsl.passes.options import Options
 
-    return Options(optimize, derivative, fixed_shapes, tuple(without))
+    return Options(optimize, derivative, fixed_shapes, tuple(without), chunk_rows=chunk_rows)
 
 
 def load(spec: str | Path) -> Objective:

@@ -283,7 +283,12 @@ def emitted(
 
     options = options or Options()
     program = optimised(objective, options, constants)
-    return emit(program, derivative=options.derivative, errors=options.errors)
+    return emit(
+        program,
+        derivative=options.derivative,
+        errors=options.errors,
+        chunk_rows=options.chunk_rows,
+    )
 
 
 def compiled(

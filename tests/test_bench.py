@@ -499,6 +499,17 @@ def test_what_each_pass_earns() -> None:
     assert all(row["agreement"]["gradient"] < 1e-5 for n, row in rows.items() if "without" in n)
 
 
+def test_chunks_and_differences_beside_the_rest() -> None:
+    rows = rows_of("meanflow", "--chunk-rows", "1", "--difference")
+    optimised, chunked, difference = (rows[n] for n in ("optimised", "in chunks", "difference"))
+    assert chunked["agreement"]["gradient"] < 1e-5
+    assert chunked["flops"] == pytest.approx(optimised["flops"], rel=1e-3)
+    assert sum(chunked["calls"].values()) == sum(optimised["calls"].values()) + 1
+    # its error is shown, and no reason to stop
+    assert 1e-6 < difference["agreement"]["gradient"] < 0.1
+    assert difference["ms"] is not None
+
+
 @pytest.mark.parametrize(
     ("spec", "costs"),
     [

@@ -25,6 +25,7 @@ from flowdsl.emit.layout import lay_out
 from flowdsl.emit.load import functions
 from flowdsl.emit.names import identifier, spec_names
 from flowdsl.ir.lower import lower
+from flowdsl.passes.options import Options
 from flowdsl.prelude.laws import LAWS
 from flowdsl.spec.core import Draw, Expr, Kind, Level, number, sub
 from flowdsl.spec.objective import LawCall
@@ -79,11 +80,69 @@ def test_shipped_specs_compile_and_agree(name: str) -> None:
         assert error(*found) < 1e-12
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+@pytest.mark.parametrize("name", ["meanflow", "meanflow_guided", "imf", "scm"])
+def test_derivatives_some_rows_at_a_time(name: str, chunk_rows: int) -> None:
+    """The same value and gradients, from more calls of fewer rows."""
+    objective = objectives.ALL[name]() if name in objectives.ALL else pipeline.load(name)
+    nets, (data, label) = networks(objective), batch(20)
+    losses = [pipeline.compiled(objective, Options(chunk_rows=n)) for n in (None, chunk_rows)]
+    draws = losses[0].draw(data, generator=torch.Generator().manual_seed(4))
+    calls: list[int] = []
+    for net in nets.values():
+        net.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    found, made = [], []
+    for loss in losses:
+        value, terms = loss(nets, data, draws=draws, label=label, progress=0.5)
+        found.append(outcome(terms, value, nets))
+        made.append(sorted(calls))
+        calls.clear()
+    assert error(*found) < 1e-12
+    assert "in_chunks(" not in losses[0].source
+    assert made[1] == made[0] if chunk_rows == 100 else len(made[1]) > len(made[0])
+
+
+def test_chunks_in_the_text() -> None:
+    source = emit_objective(objectives.meanflow())
+    chunked = emit_objective(objectives.meanflow(), chunk_rows=4)
+    assert "CHUNK = 4  #" in chunked
+    assert "CHUNK" not in source
+    with pytest.raises(DiagnosticError, match="chunk_rows must be at least 1"):
+        emit_objective(objectives.meanflow(), chunk_rows=0)
+
+
+@pytest.mark.parametrize("where", ["diagonal or alpha == 0", "not (not diagonal and alpha > 0)"])
+def test_no_gradient_of_what_a_curriculum_leaves_out(where: str, tmp_path: Path) -> None:
+    """A weight of one over what reaches zero, replaced when it does."""
+    file = tmp_path / "inverse.flow"
+    file.write_text(f"""\
+objective inverse  extends alphaflow_plain  "The paper's weight, as the text has it"
+loss          mse / alpha
+              mse  on {where}
+claims
+""")
+    objective = pipeline.load(str(file))
+    nets, (data, label) = networks(objective), batch(8)
+    fast, plain = compile_objective(objective), compile_objective(objective, optimize=False)
+    draws = fast.draw(data, generator=torch.Generator().manual_seed(4))
+    for progress in (0.0, 0.5, 1.0):
+        expected = interpreted(lower(objective), nets, data, draws, label, progress)
+        for loss in (fast, plain):
+            value, terms = loss(nets, data, draws=draws, label=label, progress=progress)
+            found = outcome(terms, value, nets)
+            assert all(torch.isfinite(x).all() for x in found.gradients.values())
+            assert error(found, expected) < 1e-12
+
+
 @pytest.mark.parametrize("name", EVERY + [f"specs/{n}" for n in SHIPPED])
 def test_source_imports_torch_only_and_is_formatted(name: str, tmp_path: Path) -> None:
     objective = pipeline.load(name[6:]) if "/" in name else objectives.ALL[name]()
-    for optimize, derivative in ((True, "exact"), (False, "exact"), (True, "finite_difference")):
-        source = emit_objective(objective, optimize=optimize, derivative=derivative)  # type: ignore[arg-type]
+    for optimize, derivative, rows in (
+        (True, "exact", None), (False, "exact", None), (True, "finite_difference", 3),
+    ):  # fmt: skip
+        source = emit_objective(
+            objective, optimize=optimize, derivative=derivative, chunk_rows=rows
+        )  # type: ignore[arg-type]
         tree = ast.parse(source)
         imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
         assert [ast.unparse(n) for n in imported] == ["import torch"]

@@ -18,7 +18,7 @@ from flowdsl.cli.phases import phase_points
 from flowdsl.diagnostics import fail
 from flowdsl.passes.options import OPTIONAL, Options
 from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
-from flowdsl.runtime.bench.contest import UNOPTIMISED, WITHOUT
+from flowdsl.runtime.bench.contest import CHUNKED, DIFFERENCE, UNOPTIMISED, WITHOUT
 from flowdsl.runtime.bench.options import own_network
 from flowdsl.runtime.loss import Loss
 from flowdsl.runtime.nets.sizes import find_size
@@ -50,6 +50,17 @@ class NetworkOptions:
         ]
 
 
+@dataclass(frozen=True)
+class Variants:
+    """Further ways to measure: the optimised loss without each pass that makes a difference, with
+    derivatives of `chunk_rows` rows at a time, and with central differences.
+    """
+
+    ablation: bool = False
+    chunk_rows: int | None = None
+    difference: bool = False
+
+
 def run_bench(
     specs: list[str],
     networks: NetworkOptions,
@@ -58,22 +69,21 @@ def run_bench(
     progress: float | None,
     constants: Mapping[str, float],
     own: str | None = None,
-    ablation: bool = False,
+    variants: Variants = Variants(),
     as_json: bool,
     out: Path | None,
 ) -> int:
     """Measures the specs and shows a table; 1 when a compiled step was refused, else 0.
 
     `progress` None measures each phase of training once. A constant is replaced in the specs that
-    have it, and must be known to one. `own` names a network of the user's; `ablation` adds a step
-    for each pass that makes a difference, without it.
+    have it, and must be known to one. `own` names a network of the user's.
     """
     losses, phases = {}, {}
     objectives = {spec: flowdsl.load(spec) for spec in dict.fromkeys(specs)}
     for spec, objective in objectives.items():
         known = {k: v for k, v in constants.items() if k in objective.typed.constants}
         name = objective.name if objective.name not in losses else spec
-        losses[name] = ways_of(objective, known, options.compile is not None, ablation)
+        losses[name] = ways_of(objective, known, options.compile is not None, variants)
         found = phase_points(losses[name]["optimised"])
         phases[name] = found if progress is None else {"": progress}
     _all_known(constants, objectives)
@@ -88,7 +98,10 @@ def run_bench(
 
 
 def ways_of(
-    objective: flowdsl.Objective, constants: Mapping[str, float], compiled: bool, ablation: bool
+    objective: flowdsl.Objective,
+    constants: Mapping[str, float],
+    compiled: bool,
+    variants: Variants,
 ) -> dict[str, Loss]:
     """The ways to compute an objective's loss, by name. The plain one is what authors write, not
     what their formula says to the letter: it evaluates what each phase of training needs.
@@ -97,7 +110,21 @@ def ways_of(
     written = pipeline.compiled(objective.typed, by_hand, constants)
     best = objective.compile(constants=constants, fixed_shapes=compiled, check=False)
     ways = {"plain": written, UNOPTIMISED: written, "optimised": best}
-    for name in OPTIONAL if ablation else ():
+    if variants.chunk_rows is not None:
+        ways[CHUNKED] = objective.compile(
+            constants=constants,
+            fixed_shapes=compiled,
+            chunk_rows=variants.chunk_rows,
+            check=False,
+        )
+    if variants.difference:
+        ways[DIFFERENCE] = objective.compile(
+            constants=constants,
+            fixed_shapes=compiled,
+            derivative="finite_difference",
+            check=False,
+        )
+    for name in OPTIONAL if variants.ablation else ():
         loss = objective.compile(
             constants=constants, fixed_shapes=compiled, without=(name,), check=False
         )

@@ -116,6 +116,10 @@ def compile_(
         bool, typer.Option("--optimize/--no-optimize", help="Run the passes.")
     ] = True,
     derivative: Annotated[Rule, typer.Option(help="How derivatives are taken.")] = Rule.exact,
+    chunk_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take derivatives of so many rows at a time, to save memory."),
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Compile a spec to Python that imports torch only, or show a stage on the way.
@@ -135,7 +139,12 @@ def compile_(
             text = objective.text()
         case Stage.python:
             warn_unless_proved(objective)
-            text = objective.emit(optimize=optimize, derivative=rule, constants=constants(set_))
+            text = objective.emit(
+                optimize=optimize,
+                derivative=rule,
+                constants=constants(set_),
+                chunk_rows=chunk_rows,
+            )
         case Stage.graph | Stage.picture:
             program = objective.graph(optimize=optimize, derivative=rule, constants=constants(set_))
             text = pipeline.drawn(program, as_picture=emit is Stage.picture)

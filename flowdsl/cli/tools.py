@@ -70,6 +70,14 @@ def bench(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Also with blocks computed again, to save memory.")
     ] = False,
+    chunk_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also with derivatives of so many rows at a time."),
+    ] = None,
+    difference: Annotated[
+        bool,
+        typer.Option("--difference", help="Also with finite differences, whose error is shown."),
+    ] = False,
     float64: Annotated[bool, typer.Option("--float64", help="In double precision.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; by default, torch's choice.")
@@ -98,7 +106,7 @@ def bench(
     """
     import torch
 
-    from flowdsl.cli.benching import NetworkOptions, run_bench
+    from flowdsl.cli.benching import NetworkOptions, Variants, run_bench
     from flowdsl.runtime.bench import BenchOptions
 
     networks = NetworkOptions(
@@ -124,8 +132,8 @@ def bench(
     )
     status = run_bench(
         specs, networks, options,
-        progress=progress, constants=constants(set_), own=network, ablation=ablation,
-        as_json=as_json, out=out,
+        progress=progress, constants=constants(set_), own=network,
+        variants=Variants(ablation, chunk_rows, difference), as_json=as_json, out=out,
     )  # fmt: skip
     raise typer.Exit(status)
 

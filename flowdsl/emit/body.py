@@ -67,6 +67,7 @@ class Body:
         self.names = names
         self.exact = exact
         self.leave_out = leave_out
+        self.chunked = False  # whether derivatives without gradient are taken a few rows at a time
         self.gradient: Gradient = gradient(graph)
         self.statements: list[Statement] = []
         self._done: set[int] = set()
@@ -238,11 +239,14 @@ class Body:
         for inner in directions[:-1]:
             pick = "[1]" if self.exact else ""
             function = f"lambda *x, **c: {name}({function}, x, {inner}, **c){pick}"
-        if rows is None:
-            return f"{name}({', '.join([function, point, directions[-1], *given])})", self.exact
-        self.printer.helpers |= {"on_rows", "batch"}
-        inside = [rows, "batch", name, network, point, directions[-1], *given]
-        return f"on_rows({', '.join(inside)})", self.exact
+        parts = [name, function, point, directions[-1], *given]
+        if self.chunked and (node.op == "beside" or not call.record):
+            self.printer.helpers.add("in_chunks")
+            parts.insert(0, "in_chunks")
+        if rows is not None:
+            self.printer.helpers |= {"on_rows", "batch"}
+            parts = ["on_rows", rows, "batch", *parts]
+        return f"{parts[0]}({', '.join(parts[1:])})", self.exact
 
     def _targets(self, at: int, node: Node, text: str, pair: bool) -> tuple[str, str]:
         """The names on the left, and the text with what is not needed left out."""

@@ -21,6 +21,7 @@ class Writer:
     program: Program
     exact: bool
     errors: bool = False
+    chunk_rows: int | None = None
     lines: list[str] = field(default_factory=list)
     helpers: set[str] = field(default_factory=set)
     constants: set[str] = field(default_factory=set)
@@ -61,6 +62,7 @@ def begin(writer: Writer, graph: Graph, like: str, reserved: frozenset[str]) -> 
             if len(readers) == 1 and readers[0].name == "label":
                 names.release("label")  # the spec's label takes the place of the given one
     body = Body(graph, printer, names, writer.exact, writer.program.optimized)
+    body.chunked = writer.chunk_rows is not None
     return Function(graph, printer, names, body)
 
 

@@ -49,8 +49,9 @@ def emit_objective(
     derivative: Derivative = "exact",
     constants: Mapping[str, float | Fraction] | None = None,
     fixed_shapes: bool = False,
+    chunk_rows: int | None = None,
 ) -> str:
     """The Python source of a compiled objective; it imports torch and nothing else."""
     graph = lower(objective, constants)
-    program = run_passes(graph, Options(optimize, derivative, fixed_shapes))
-    return emit(program, derivative=derivative)
+    options = Options(optimize, derivative, fixed_shapes, chunk_rows=chunk_rows)
+    return emit(run_passes(graph, options), derivative=derivative, chunk_rows=chunk_rows)

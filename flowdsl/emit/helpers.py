@@ -81,6 +81,34 @@ DIFFERENCE = '''def difference(network, point, direction, /, **conditions):
     return CHANGE
 '''
 
+IN_CHUNKS = '''def in_chunks(function, network, point, direction, /, **conditions):
+    """The derivative of a network, of a few rows at a time, so that it takes less memory."""
+
+    def take(x, rows):
+        if isinstance(x, tuple):
+            return tuple(take(y, rows) for y in x)
+        return x[rows] if torch.is_tensor(x) and x.ndim else x
+
+    def join(parts):
+        if isinstance(parts[0], tuple):
+            return tuple(join(part) for part in zip(*parts))
+        return None if parts[0] is None else torch.cat(parts)
+
+    starts = range(0, max(1, len(point[0])), CHUNK)
+    chunks = [slice(start, start + CHUNK) for start in starts]
+    return join(
+        [
+            function(
+                network,
+                take(point, rows),
+                take(direction, rows),
+                **{name: take(x, rows) for name, x in conditions.items()},
+            )
+            for rows in chunks
+        ]
+    )
+'''
+
 ON_ROWS = '''def on_rows(rows, batch, function, *arguments, **conditions):
     """A function on some rows of the batch; zero elsewhere."""
     # without any rows it runs on one, to learn the shape of its results

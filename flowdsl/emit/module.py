@@ -22,15 +22,22 @@ from flowdsl.spec.objective import Objective
 DIFFERENCE_STEP = "1e-4"
 
 
-def emit(program: Program, *, derivative: str = "exact", errors: bool = False) -> str:
+def emit(
+    program: Program,
+    *,
+    derivative: str = "exact",
+    errors: bool = False,
+    chunk_rows: int | None = None,
+) -> str:
     """The Python source of a compiled objective. It imports torch and nothing else.
 
     `derivative` is "exact" (forward mode) or "finite_difference" (a central difference); with
-    `errors` the metrics hold squared errors beside the terms.
+    `errors` the metrics hold squared errors beside the terms. Derivatives without gradient are
+    taken of `chunk_rows` rows at a time, where that is given.
     """
     objective = program.common.objective
     _refuse_collisions(objective)
-    writer = Writer(program, derivative == "exact", errors)
+    writer = Writer(program, derivative == "exact", errors, chunk_rows)
     drawn = _draw_function(writer)
     losses: list[str] = []
     for phase in program.phases:
@@ -65,11 +72,14 @@ def _header(writer: Writer) -> list[str]:
     lines += ["", "import torch"]
     names = writer.shown_constants
     used = [c for c in objective.constants if c in writer.constants]
-    if used or "difference" in writer.helpers:
+    chunked = "in_chunks" in writer.helpers
+    if used or chunked or "difference" in writer.helpers:
         lines.append("")
     lines += [f"{names[c]} = {show(objective.constants[c])}" for c in used]
     if "difference" in writer.helpers:
         lines.append(f"STEP = {DIFFERENCE_STEP}  # of the finite differences")
+    if chunked:
+        lines.append(f"CHUNK = {writer.chunk_rows}  # rows whose derivative is taken at a time")
     return [*lines, "", ""]
 
 
@@ -87,6 +97,7 @@ def _helper_texts(writer: Writer) -> list[str]:
             "CHANGE", helpers.SEVERAL if several else helpers.ONE
         ),
         "only": helpers.ONLY,
+        "in_chunks": helpers.IN_CHUNKS,
         "on_rows": helpers.ON_ROWS_OF_HEADS if "only" in used else helpers.ON_ROWS,
     }
     texts += [text for name, text in plain.items() if name in used]

@@ -196,13 +196,37 @@ class Printer:
                 self._branch(at, no, CHOICE),
             )
             return f"{parts[0]} if {parts[1]} else {parts[2]}", CHOICE
+        inner = self.graph[condition]
+        if inner.op == "not" and self._decided(inner.inputs[0]) is not None:
+            condition, yes, no = inner.inputs[0], no, yes
+        decided = self._decided(condition)
+        if decided is None:
+            return self._where(node, node.inputs, state), ATOM
+        # Where a number decides, the other side must not run backwards: it may divide by zero.
+        mixed = self.graph[condition]
+        other = next(i for i in mixed.inputs if i != decided)
+        test, tensor = self.text(decided, OR), self._where(node, (other, yes, no), state)
+        if mixed.op == "or":
+            return f"{self._branch(at, yes, OR)} if {test} else {tensor}", CHOICE
+        return f"{tensor} if {test} else {self._branch(at, no, CHOICE)}", CHOICE
+
+    def _decided(self, condition: int) -> int | None:
+        """Of two conditions joined by "and" or "or", the one that is a number's alone."""
+        node = self.graph[condition]
+        if node.op not in ("and", "or") or condition in self.names:
+            return None
+        found = [i for i in node.inputs if self.graph.is_python(i)]
+        return found[0] if len(found) == 1 and len(node.inputs) == 2 else None
+
+    def _where(self, node: Node, parts: tuple[int, ...], state: bool) -> str:
+        condition, yes, no = parts
         numbers = self.graph.is_python(yes) and self.graph.is_python(no)
         first = self.text(yes, state=state)
         if numbers and node.kind not in (Kind.LABEL, Kind.TRUTH):
             # torch.where of two plain numbers has a type of its own choice
             first = f"{self._vector_like()}.new_tensor({first})"
         second = self.text(no, state=state)
-        return f"torch.where({self.text(condition, state=state)}, {first}, {second})", ATOM
+        return f"torch.where({self.text(condition, state=state)}, {first}, {second})"
 
     def _branch(self, at: int, branch: int, binding: int) -> str:
         """A branch of a plain `if`, in the shape of the whole."""

@@ -63,7 +63,7 @@ MEANING: dict[str, Callable[..., Tensor]] = {
     "and": torch.logical_and,
     "or": torch.logical_or,
     "not": torch.logical_not,
-    "select": torch.where,
+    "select": lambda *parts: _select(*parts),
     "sum_squares": lambda x: _flat(x).square().sum(1),
     "mean_squares": lambda x: _flat(x).square().mean(1),
     "norm": lambda x: torch.linalg.vector_norm(_flat(x), dim=1),
@@ -71,6 +71,15 @@ MEANING: dict[str, Callable[..., Tensor]] = {
     "dot": lambda x, y: (_flat(x) * _flat(y)).sum(1),
     "batch_mean": lambda x: x.detach().mean(),
 }
+
+
+def _select(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """A branch that nothing takes gets no gradient: zero times that of one over zero is none."""
+    if bool(condition.all()):
+        no = no.detach()
+    elif not bool(condition.any()):
+        yes = yes.detach()
+    return torch.where(condition, yes, no)
 
 
 class Interpreter:

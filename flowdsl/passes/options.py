@@ -18,9 +18,10 @@ class Options:
     and a derivative through which gradient flows yields its value too. `derivative` is "exact"
     (forward mode) or "finite_difference". With `fixed_shapes` no shape depends on what is drawn, as
     torch.compile needs it. `without` names passes to leave out. With `errors` the metrics also hold
-    each term's squared error as it was before a weight that depends on it.
+    each term's squared error as it was before a weight that depends on it. With `chunk_rows`,
+    derivatives that carry no gradient are taken of so many rows at a time, which caps their memory.
 
-    Raises DiagnosticError for a derivative or a pass that there is not.
+    Raises DiagnosticError for a derivative or a pass that there is not, and for chunks of no rows.
     """
 
     optimize: bool = True
@@ -29,11 +30,14 @@ class Options:
     without: tuple[str, ...] = ()
     transcribed: bool = False
     errors: bool = False
+    chunk_rows: int | None = None
 
     def __post_init__(self) -> None:
         _known("derivative", self.derivative, DERIVATIVES)
         for name in self.without:
             _known("pass", name, OPTIONAL)
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise fail("compile", f"chunk_rows must be at least 1, not {self.chunk_rows}")
 
     @property
     def exact(self) -> bool:

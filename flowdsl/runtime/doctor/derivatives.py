@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdsl.runtime.doctor.calls import Call
+from flowdsl.runtime.tangents import Differentiable
 
 #: Steps of central differences in double precision, from coarse to fine.
 STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -22,20 +23,12 @@ def value(network: nn.Module, call: Call) -> Tensor:
 
 
 def forward_derivative(network: nn.Module, call: Call) -> Tensor:
-    """The derivative along the call's direction, in forward mode: (rows, numbers)."""
+    """The derivative along the call's direction, in forward mode and by the rules with which a loss
+    takes it: (rows, numbers).
+    """
     assert call.direction is not None
-    moving = call.moving
-
-    def along(*moved: Tensor) -> Tensor:
-        full = list(call.arguments)
-        for i, x in zip(moving, moved, strict=True):
-            full[i] = x
-        return side_by_side(network(*full, **call.conditions))
-
-    points = tuple(call.arguments[i].clone() for i in moving)
-    tangents = tuple(d.clone() for d in call.direction if d is not None)
-    derivative: Tensor = torch.func.jvp(along, points, tangents)[1]
-    return derivative
+    engine = Differentiable(network)
+    return side_by_side(engine.jvp(call.arguments, call.direction, **call.conditions)[1])
 
 
 def central_difference(network: nn.Module, call: Call, step: float) -> Tensor:

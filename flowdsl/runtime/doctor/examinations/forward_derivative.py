@@ -62,11 +62,17 @@ def _broken(patient: Patient, network: nn.Module, call: Call, error: Exception) 
 
 
 def lacking(network: nn.Module, call: Call) -> set[str]:
-    """The operations of an evaluation that have no forward derivative, by name."""
+    """The operations of an evaluation that have no forward derivative, by name. Not attention: a
+    loss takes it by a rule of its own.
+    """
     recorder = _Recorder()
     with torch.no_grad(), recorder:
         network(*call.arguments, **call.conditions)
-    return {name for name, example in recorder.examples.items() if _lacks(*example)}
+    return {
+        name
+        for name, example in recorder.examples.items()
+        if not name.startswith("_scaled_dot_product") and _lacks(*example)
+    }
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
