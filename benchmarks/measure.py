@@ -100,7 +100,9 @@ def trained(plans: Sequence[StagePlan], digest: str, folder: Path) -> float:
         return float(done.read_text().split()[1])
     shutil.rmtree(folder, ignore_errors=True)
     began = time.process_time()
-    train_stages(plans, compile_saved, folder.name, run_dir=folder, progress=False)
+    result = train_stages(plans, compile_saved, folder.name, run_dir=folder, progress=False)
+    if not result.finished:  # stopped by a signal, after saving
+        raise SystemExit(result.exit_code)
     minutes = round((time.process_time() - began) / 60, 2)
     done.write_text(f"{digest} {minutes}\n")
     return minutes
