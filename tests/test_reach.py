@@ -61,6 +61,10 @@ WRONG = [
     ("tvm", "mse / w^2", "(s - t) * mse", "gradient", "the weight of the error is negative at "),
     ("flow_matching", "loss          mse", "loss mse + max(0, t - 0.5) * mse^2", "unbiased",
      "the weight grows with the sample's own error"),
+    # a call off the diagonal that counts for nothing
+    ("meanflow", "match u(z, t, r) to stop(guided - (t - r) * d/dt[u(z, t, r)])",
+     "match u(z, t, t) + (t - t) * u(z, t, r) to stop(guided)", "anchored",
+     "trained only where its times are equal"),
     # gradients that cancel
     ("flow_matching", "match v(z, t) to", "match stop(v(z, t)) + v(z, t) - v(z, t) to", "gradient",
      "the gradients that flow cancel"),

@@ -20,7 +20,7 @@ from flowdsl.checks.gradient import is_empty
 from flowdsl.checks.linear import row_facts, steps_in
 from flowdsl.checks.times import data_is_later, domain
 from flowdsl.proof.analysis import Analysis
-from flowdsl.proof.anchor import Anchors
+from flowdsl.proof.anchor import Anchors, moved_calls
 from flowdsl.proof.moments import current
 from flowdsl.proof.signs import vanishes
 from flowdsl.proof.weight import marked
@@ -129,7 +129,7 @@ def _trained(
     for case in analysis.all_cases():
         if is_empty(analysis, case) or (at_end and not current(analysis, case, 1.0)):
             continue
-        live = set(live_calls(analysis.objective, case.loss))
+        live = set(moved_calls(analysis, case, live_calls(analysis.objective, case.loss)))
         for node, *times in jumps(analysis, case, flow_map):
             if node not in live:
                 continue

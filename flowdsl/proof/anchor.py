@@ -18,11 +18,11 @@ from flowdsl.calculus.expand import parts
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.interpret import Conditions, Reader
 from flowdsl.calculus.rename import renamed
-from flowdsl.calculus.state import Atom, Field, MapAtom, State, VelocityAtom
+from flowdsl.calculus.state import Atom, Field, FunctionAtom, MapAtom, State, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.proof.signs import silent
 from flowdsl.proof.small import small_quantities, times_of
-from flowdsl.spec.core import Expr, walk
+from flowdsl.spec.core import Evaluate, Expr, Kind, walk
 from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import NOISES, live_calls
 
@@ -268,12 +268,39 @@ def reaches_off_diagonal(analysis: Analysis) -> bool:
         reader = Reader(study.context, study.networks, study.row)
         assert case.target is not None
         for expr in (case.prediction, case.target):
-            for call in live_calls(analysis.objective, expr):
+            for call in moved_calls(analysis, case, live_calls(analysis.objective, expr)):
                 if study.networks.jumps(call):
                     start, end = times_of(study, reader, call)
                     if start != end:
                         return True
     return False
+
+
+def moved_calls(analysis: Analysis, case: Case, calls: list[Evaluate]) -> list[Evaluate]:
+    """Of calls through which gradient flows, those that a change of the network at their times
+    moves in the residual: not `(t - t) * u(z, t, r)`. All of them where that is not known."""
+    try:
+        study = analysis.study(case, kind="free")
+        moved = {a.times for a in study.variation.atoms() if isinstance(a, FunctionAtom)}
+        reader = Reader(study.context, study.networks, study.row)
+    except Undecided:
+        return calls
+    found = []
+    for call in calls:
+        times = _times(analysis, reader, call)  # those of states that it sees beside come last
+        if any(times[: len(known)] == known for known in moved):
+            found.append(call)
+    return found
+
+
+def _times(analysis: Analysis, reader: Reader, call: Evaluate) -> tuple[Element, ...]:
+    kinds = analysis.objective.networks[call.network].arguments
+    numbers = (Kind.TIME, Kind.SCALAR)
+    return tuple(
+        reader.scalar(arg)
+        for (_, kind), arg in zip(kinds, call.args, strict=True)
+        if kind in numbers
+    )
 
 
 def passes(analysis: Analysis, kind: str) -> bool:
