@@ -11,7 +11,7 @@ from flowdsl.calculus.interpret import Conditions
 from flowdsl.checks.boundary import deviation
 from flowdsl.checks.candidates import candidates, stands_still
 from flowdsl.checks.check import Check, Example, rows_text
-from flowdsl.checks.identity import used
+from flowdsl.checks.identity import LONG, used
 from flowdsl.checks.matching import tied_laws
 from flowdsl.checks.reach import untied, untrained
 from flowdsl.checks.report import Verdict
@@ -76,6 +76,7 @@ def _tied(analysis: Analysis, tie: Tie) -> Verdict:
     printer = Printer.of(analysis, case)
     text = f"({printer.atom(tie.hat)} - {printer.atom(tie.own)})"
     left = signed(printer.scalar(tie.factor), text)
+    left = left if len(left) <= LONG else f"a multiple of {text}"  # on a path of many terms
     message = f"another flow leaves {left}, zero only where v^ = v"
     return Verdict(NAME, "proved", message, case.term.name, rows_text(analysis, [case]))
 

@@ -26,6 +26,7 @@ from flowdsl.truth.cases import Case
 from flowdsl.truth.sample import NOISES, X, learning_calls, outer_name, taught
 
 NAME = "identity"
+LONG = 400  #: a message longer than this says less, so that one can read it
 #: In this order of preference where several identities would each do.
 SWITCHED = ("tangent", "eulerian", "lagrangian", "semigroup")
 
@@ -99,7 +100,7 @@ def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) 
     assert finding.study is not None
     learner = taught(analysis.objective, case.prediction, case.target)
     if learner is not None and learner.head in finding.study.networks.regression:
-        return _regression(finding, printer, learner)
+        return _regression(case, finding, printer, learner)
     message = "zero" if finding.exact else "zero in the mean"
     if finding.values_only:
         message += ", at these values of the constants only"
@@ -107,7 +108,7 @@ def _proved(analysis: Analysis, case: Case, finding: Finding, printer: Printer) 
     return Verdict(NAME, "proved", message, identities=used(analysis, case))
 
 
-def _regression(finding: Finding, printer: Printer, learner: Evaluate) -> Verdict:
+def _regression(case: Case, finding: Finding, printer: Printer, learner: Evaluate) -> Verdict:
     """A head that no map uses: what it predicts must determine the velocity."""
     assert finding.study is not None
     learnt = finding.study.networks.regression[learner.head]
@@ -134,7 +135,11 @@ def _regression(finding: Finding, printer: Printer, learner: Evaluate) -> Verdic
         printer.state(state), f"-{call}")  # fmt: skip
     solved = f"({top})" if learnt.p else f"-{call}" if negative else call
     solved += "" if divisor == "1" else f" / {divisor}"
-    return Verdict(NAME, "proved", f"{call} learns {predicted}, hence velocity = {solved}")
+    message = f"{call} learns {predicted}, hence velocity = {solved}"
+    if len(message) > LONG:  # a path of many terms
+        goal = Notation().text(case.prediction if case.target is None else case.target)
+        message = f"{call} learns E[{goal} | {printer.state_name}], which determines the velocity"
+    return Verdict(NAME, "proved", message)
 
 
 def _plus(left: str, right: str) -> str:
