@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowdsl.diagnostics import fail
 from flowdsl.emit.function import Writer
 from flowdsl.emit.layout import lay_out
+from flowdsl.emit.names import identifier
 from flowdsl.emit.printer import Printer
 from flowdsl.ir.graph import Output
 from flowdsl.ir.lower import Lowering
@@ -28,7 +29,7 @@ def decays_function(writer: Writer) -> list[str]:
     outputs = [Output(name, lowering.expr(decay)) for name, decay in moving.items()]
     graph = fold(lowering.builder.finish(outputs))
     printer = Printer(graph, writer.shown_constants)
-    texts = []
+    lines, names = [], []
     for output in graph.outputs:
         if not graph.is_python(output.loss):
             raise fail(
@@ -37,10 +38,13 @@ def decays_function(writer: Writer) -> list[str]:
                 objective.networks[output.term].span,
                 hint="it may depend on constants and on the curriculum",
             )
-        texts.append(f'"{output.term}": {printer.text(output.loss)}')
+        name = f"{identifier(output.term)}_decay"
+        lines += lay_out(f"{name} = {printer.text(output.loss)}", 4)
+        names.append(f'"{output.term}": {name}')
     writer.use(printer)
     return [
         "def decays(progress=0.0, step=0, steps=1):",
         '    """The decays of the averages at a step of training."""',
-        *lay_out(f"return {{{', '.join(texts)}}}", 4),
+        *lines,
+        *lay_out(f"return {{{', '.join(names)}}}", 4),
     ]

@@ -192,7 +192,10 @@ class DrawWriter:
     def _choice(self, values: LawCall, shape: str) -> str:
         row = LAWS[values.law]
         texts = [self.argument(a) for a in values.args]
-        count = texts[0] if texts[0].isdigit() else f"int({texts[0]})"
+        count = texts[0]
+        if not count.isdigit():
+            count = self.names.take("count")
+            self.lines.append(f"{count} = int({texts[0]})")
         assert row.draw is not None
         listed = row.draw(row.texts([count, *texts[1:]]), count)
         self._note(listed)
