@@ -422,7 +422,7 @@ def test_meanflow_is_derived() -> None:
 def test_tvm_is_derived() -> None:
     found = derive(load("tvm"))
     assert found.identity == "lagrangian"
-    assert found.target_text == "stop(F(map(z, t, s), s, s) + (t - s) * d/ds[F(z, t, s)])"
+    assert found.target_text == "stop(F(map(z, t, s), s, s) - (s - t) * d/ds[F(z, t, s)])"
 
 
 def test_nothing_is_derived_without_a_map() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_players import GAME, PLAYERS, nets
+from test_players import GAME as AGAINST
+from test_players import PLAYERS, nets
 from test_training import QUICK
 from training_support import tiny_dataset
 
@@ -15,10 +16,12 @@ from flowdsl.checks import Verdict, check
 from flowdsl.runtime.training.overrides import make_config
 from flowdsl.runtime.training.trainer import train
 
+# a step towards where the teacher's velocity says the data are denser
+GAME = AGAINST.replace("generated - 0.1 *", "generated + 0.1 *")
 STOPPED = GAME.replace("data = generated", "data = stop(generated)")
 LIVE_PUSH = STOPPED.replace(
-    "to stop(generated - 0.1 * (fake(x, r) - teacher(x, r)))",
-    "to stop(generated) - 0.1 * (fake(x, r) - stop(teacher(x, r)))",
+    "to stop(generated + 0.1 * (fake(x, r) - teacher(x, r)))",
+    "to stop(generated) + 0.1 * (fake(x, r) - stop(teacher(x, r)))",
 )
 ADVERSARIAL = """objective adversarial
 path z(t) = (1 - t) * data + t * noise
@@ -39,7 +42,9 @@ def gradient(text: str) -> tuple[Verdict, ...]:
 
 
 def said(text: str, status: str) -> list[str]:
-    return [v.message for v in gradient(text) if v.status == status]
+    """What is said of learners; where a step leads is said of its term."""
+    found = [v.message for v in gradient(text) if v.status == status]
+    return [m for m in found if not m.startswith("descends the KL divergence")]
 
 
 def test_every_player_is_told_with_the_terms_that_reach_its_networks() -> None:
@@ -48,7 +53,9 @@ def test_every_player_is_told_with_the_terms_that_reach_its_networks() -> None:
         "student: u by target, correction; critic: judge by critic"
     ]
     free = check(pipeline.load("free_flow"), only=["gradient"]).verdicts
-    assert [v.message for v in free] == ["student: F by target, correction; critic: fake by critic"]
+    assert [v.message for v in free if not v.term] == [
+        "student: F by target, correction; critic: fake by critic"
+    ]
     assert said(STOPPED, "proved") == ["gradient reaches F by pull, push; fake by critic"]
 
 
