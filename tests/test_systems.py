@@ -92,7 +92,8 @@ BIASED = {
 
 
 #: Objectives whose samples were no better after training, and why.
-UNIMPROVED: dict[str, str] = {}
+GUIDED = "guided by three times the label, digits are sharper and brighter than the data"
+UNIMPROVED = {"tmd_distribution": GUIDED, "tmd_distribution_drawn": GUIDED}
 
 
 @cache
@@ -183,7 +184,7 @@ def test_what_was_measured_improved() -> None:
     found = read(MEASURED)
     assert set(found) <= set(flowdsl.shipped())
     assert {file.stem for file in (DOCS / "samples").glob("*.png")} == set(found)
-    assert not {name for name, one in found.items() if not one.improved()} - set(UNIMPROVED)
+    assert {name for name, one in found.items() if not one.improved()} == set(UNIMPROVED)
     for one in found.values():
         swapped = replace(one, before=one.after, after=one.before)
         assert swapped.improved() != one.improved()
