@@ -9,20 +9,18 @@ coefficient of η is the variation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from flowdsl.calculus.beside import by_features, places, shown
-from flowdsl.calculus.curriculum import Curricula
+from flowdsl.calculus.beside import by_features, shown
+from flowdsl.calculus.context import Conditions, Context
 from flowdsl.calculus.errors import Pole, Undecided
-from flowdsl.calculus.expand import Series
 from flowdsl.calculus.field import Element
 from flowdsl.calculus.moment import moment_of
-from flowdsl.calculus.scalars import Scalars
-from flowdsl.calculus.state import Calculus, State, Symbol
+from flowdsl.calculus.scalar_reader import ScalarReader, describe
+from flowdsl.calculus.state import State, Symbol
 from flowdsl.spec.core import (
     Apply,
-    Constant,
     Draw,
     Evaluate,
     Expr,
@@ -30,62 +28,12 @@ from flowdsl.spec.core import (
     Given,
     Kind,
     Null,
-    Number,
     PathState,
     PathVelocity,
     Stop,
-    Training,
     walk,
 )
 from flowdsl.spec.notation import Notation
-from flowdsl.spec.objective import Objective
-
-Conditions = tuple[tuple[str, object], ...]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every reading of one objective shares."""
-
-    objective: Objective
-    scalars: Scalars
-    calculus: Calculus
-    series: Series
-    curricula: Curricula
-    eta: int  # the small generator of the gradient
-    symbolic: bool = True  # constants as symbols; else as their values
-    bindings: Mapping[Expr, Element] = field(default_factory=dict)
-    notes: set[str] = field(default_factory=set)
-    _beside: dict[str, frozenset[int]] = field(default_factory=dict)
-
-    def beside(self, network: str) -> frozenset[int]:
-        """The arguments of a network that condition its flow (see beside.py)."""
-        if network not in self._beside:
-            self._beside[network] = places(self.objective, network)
-        return self._beside[network]
-
-    @property
-    def constants(self) -> dict[int, Element]:
-        """The values of the constants that are symbols here, by generator."""
-        if not self.symbolic:
-            return {}
-        return {
-            self.scalars.index(name): self.scalars.number(value)
-            for name, value in self.objective.constants.items()
-            if self.scalars.has(name)
-        }
-
-    @property
-    def drawn(self) -> set[int]:
-        """The generators that differ from row to row: draws, and times named in their place."""
-        objective, scalars = self.objective, self.scalars
-        same = {*objective.constants, "progress", "step", "steps", "_0", "_1"}
-        return {scalars.index(name) for name in scalars.names if name not in same}
-
-
-def numbers_in(conditions: Conditions) -> dict[str, Element]:
-    """The conditions that are numbers, by name."""
-    return {name: value for name, value in conditions if not isinstance(value, str | State)}
 
 
 class Solution(Protocol):
@@ -139,7 +87,7 @@ class Sample(Protocol):
     def draw(self, node: Draw) -> State: ...
 
 
-class Reader:
+class Reader(ScalarReader):
     """Reads expressions in one setting: formals, a sample, and what the networks compute."""
 
     def __init__(
@@ -149,12 +97,10 @@ class Reader:
         sample: Sample | None = None,
         formals: Mapping[str, Element | State] | None = None,
     ) -> None:
-        self.context = context
+        super().__init__(context, formals)
         self.solution = solution
         self.sample = sample
-        self.formals = dict(formals or {})
         self._states: dict[tuple[Expr, bool], State] = {}
-        self._scalars: dict[Expr, Element] = {}
 
     # states
 
@@ -186,7 +132,7 @@ class Reader:
                 return self._evaluate(expr, live)
             case Apply(op, args):
                 return self._apply(expr, op, args, live)
-        raise Undecided(f"nothing is known about {_describe(expr)}", expr.span)
+        raise Undecided(f"nothing is known about {describe(expr)}", expr.span)
 
     def _apply(self, expr: Expr, op: str, args: tuple[Expr, ...], live: bool) -> State:
         match op:
@@ -325,117 +271,3 @@ class Reader:
         state = self.state(value, False)
         atom = state.only()
         return atom.name if isinstance(atom, Symbol) else state
-
-    # scalars
-
-    def scalar(self, expr: Expr) -> Element:
-        """A scalar-kind expression. No gradient is followed through scalars."""
-        known = self._scalars.get(expr)
-        if known is None:
-            known = self._scalars[expr] = self._scalar(expr)
-        return known
-
-    def _scalar(self, expr: Expr) -> Element:
-        scalars, bound = self.context.scalars, self.context.bindings.get(expr)
-        if bound is not None:
-            return bound
-        match expr:
-            case Number(value):
-                return scalars.number(value)
-            case Constant(name):
-                if self.context.symbolic:
-                    return scalars.symbol(name)
-                return scalars.number(self.context.objective.constants[name])
-            case Draw(name, _, _) | Training(name):
-                return scalars.symbol(name)
-            case Formal(name, _):
-                bound = self.formals.get(name)
-                if bound is not None and not isinstance(bound, State):
-                    return bound
-            case Stop(body):
-                return self.scalar(body)
-            case Apply(op, args):
-                return self._function(expr, op, args)
-            case Evaluate():
-                return self._opaque(expr)
-        raise Undecided(f"nothing is known about {_describe(expr)}", expr.span)
-
-    def _function(self, expr: Apply, op: str, args: tuple[Expr, ...]) -> Element:
-        scalars = self.context.scalars
-        try:
-            match op:
-                case "add" | "sub" | "mul" | "div" | "neg":
-                    return self._arithmetic(op, [self.scalar(a) for a in args])
-                case "pow":
-                    return self._power(expr, args)
-                case "sin":
-                    return scalars.sin(self.scalar(args[0]))
-                case "cos":
-                    return scalars.cos(self.scalar(args[0]))
-                case "tan":
-                    x = self.scalar(args[0])
-                    return scalars.divide(scalars.sin(x), scalars.cos(x))
-                case "sqrt":
-                    return scalars.sqrt(self.scalar(args[0]))
-                case "exp":
-                    return scalars.exp(self.scalar(args[0]))
-                case "log":
-                    return scalars.log(self.scalar(args[0]))
-                case "atan":
-                    return scalars.atan(self.scalar(args[0]))
-                case "sigmoid" if not self._in_curriculum(expr):
-                    e = scalars.exp(self.scalar(args[0]))
-                    return scalars.divide(e, scalars.one + e)
-        except Pole:
-            raise Undecided(f"{op} is evaluated where it has no value", expr.span) from None
-        return self._opaque(expr)
-
-    def _arithmetic(self, op: str, values: list[Element]) -> Element:
-        scalars = self.context.scalars
-        match op:
-            case "add":
-                total = values[0] + values[1]
-            case "sub":
-                total = values[0] - values[1]
-            case "mul":
-                return scalars.product(values[0], values[1])
-            case "neg":
-                total = -values[0]
-            case _:
-                return scalars.divide(values[0], values[1])
-        scalars.guard(total)
-        return scalars.normal(total) if scalars.roots else total
-
-    def _power(self, expr: Apply, args: tuple[Expr, ...]) -> Element:
-        scalars = self.context.scalars
-        base, exponent = self.scalar(args[0]), scalars.rational(self.scalar(args[1]))
-        if exponent is None or exponent.denominator > 2 or abs(exponent.numerator) > 12:
-            return self._opaque(expr)
-        if exponent.denominator == 2:
-            base = scalars.sqrt(base)
-        power = scalars.power(base, abs(exponent.numerator))
-        return scalars.divide(scalars.one, power) if exponent < 0 else power
-
-    def _in_curriculum(self, expr: Expr) -> bool:
-        return any(isinstance(node, Training) for node in walk(expr))
-
-    def _opaque(self, expr: Expr) -> Element:
-        """A scalar that is only known by name: a learned weight, a norm, a clipped value."""
-        if any(isinstance(node, Formal) for node in walk(expr)):
-            raise Undecided(f"{_describe(expr)} inside a map", expr.span)
-        name = self.context.curricula.name_of(expr)
-        if name is None:
-            definitions = self.context.objective.definitions.items()
-            name = next((n for n, e in definitions if e == expr), None) or _describe(expr)
-        return self.context.scalars.opaque(expr, name)
-
-
-def _describe(expr: Expr) -> str:
-    if expr.span is not None and "\n" not in expr.span.text:
-        return f"`{expr.span.text}`"
-    match expr:
-        case Apply(op, _):
-            return f"{op}(…)"
-        case Draw(name, _, _) | Formal(name, _) | Given(name):
-            return name
-    return type(expr).__name__

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Context, Reader
+from flowdsl.calculus.interpret import Reader
 from flowdsl.calculus.state import Atom, State
 from flowdsl.spec.core import Apply, Evaluate, Expr, Kind, Stop, walk
 

@@ -6,8 +6,8 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from flowdsl.calculus.context import Conditions
 from flowdsl.calculus.errors import Undecided
-from flowdsl.calculus.interpret import Conditions
 from flowdsl.checks.boundary import deviation
 from flowdsl.checks.candidates import candidates, stands_still
 from flowdsl.checks.check import Check, Example, rows_text
@@ -22,7 +22,7 @@ from flowdsl.proof.judge import judge
 from flowdsl.proof.show import Printer, signed
 from flowdsl.spec.core import Formal, Null
 from flowdsl.spec.objective import Objective
-from flowdsl.truth.sample import live_calls
+from flowdsl.truth.live import live_calls
 
 NAME = "anchored"
 

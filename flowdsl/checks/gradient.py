@@ -20,7 +20,7 @@ from flowdsl.spec.core import Apply, Evaluate, Expr, Level, children, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective, Term
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import live_calls, live_nodes
+from flowdsl.truth.live import live_calls, live_nodes
 
 NAME = "gradient"
 

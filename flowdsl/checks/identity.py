@@ -23,7 +23,8 @@ from flowdsl.spec.core import Evaluate, Expr, PathState, walk
 from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import NOISES, X, learning_calls, outer_name, taught
+from flowdsl.truth.live import learning_calls, taught
+from flowdsl.truth.sample import NOISES, X, outer_name
 
 NAME = "identity"
 LONG = 400  #: a message longer than this says less, so that one can read it

@@ -13,7 +13,7 @@ from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.spec.core import Evaluate, Kind, PathState, walk
 from flowdsl.spec.objective import Network, Objective, Player, Term
-from flowdsl.truth.sample import live_calls, taught
+from flowdsl.truth.live import live_calls, taught
 
 NAME = "gradient"
 

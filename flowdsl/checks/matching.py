@@ -12,7 +12,7 @@ from flowdsl.proof.generated import off_the_draw
 from flowdsl.proof.matching import Amiss, Matching, matching
 from flowdsl.proof.show import Printer
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import taught
+from flowdsl.truth.live import taught
 
 
 def standing_alone(analysis: Analysis, case: Case) -> Matching | None:

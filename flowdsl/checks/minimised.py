@@ -10,7 +10,7 @@ from __future__ import annotations
 from flowdsl.checks.report import Verdict
 from flowdsl.spec.core import Evaluate, Expr, Given, Kind, PathState, PathVelocity, walk
 from flowdsl.spec.objective import Objective, Term
-from flowdsl.truth.sample import live_calls
+from flowdsl.truth.live import live_calls
 
 OPENING = "no identity is claimed"
 

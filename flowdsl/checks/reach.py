@@ -27,7 +27,7 @@ from flowdsl.proof.weight import marked
 from flowdsl.spec.core import Draw, Evaluate, Expr, Formal, Null, Number, walk
 from flowdsl.spec.objective import FlowMap, LawCall, Objective, Path
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import live_calls
+from flowdsl.truth.live import live_calls
 
 #: Where training is looked for, as shares of the path's length: laws may leave out its very ends.
 PROBES = (Fraction(3, 20), Fraction(2, 5), Fraction(13, 20), Fraction(9, 10))

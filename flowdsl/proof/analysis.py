@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import Parts, parts
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Context, Reader
+from flowdsl.calculus.interpret import Reader
 from flowdsl.calculus.state import State
 from flowdsl.proof.hidden import averaged
 from flowdsl.proof.removable import joined
@@ -21,8 +22,9 @@ from flowdsl.proof.weight import Weight, weight_of
 from flowdsl.spec.core import Evaluate, Expr, Given, walk
 from flowdsl.spec.objective import Term
 from flowdsl.truth.cases import Case
+from flowdsl.truth.live import learning_calls
 from flowdsl.truth.networks import Networks
-from flowdsl.truth.sample import NOISES, Row, learning_calls
+from flowdsl.truth.sample import NOISES, Row
 from flowdsl.truth.truth import Truth
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from flowdsl.calculus.context import Conditions
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import parts
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Reader
+from flowdsl.calculus.interpret import Reader
 from flowdsl.calculus.rename import renamed
 from flowdsl.calculus.state import Atom, Field, FunctionAtom, MapAtom, State, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
@@ -24,7 +25,8 @@ from flowdsl.proof.signs import silent
 from flowdsl.proof.small import small_quantities, times_of
 from flowdsl.spec.core import Evaluate, Expr, Kind, walk
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import NOISES, live_calls
+from flowdsl.truth.live import live_calls
+from flowdsl.truth.sample import NOISES
 
 
 @dataclass(frozen=True)

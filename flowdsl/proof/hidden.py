@@ -7,7 +7,7 @@ labels is not that of the flow without them: the label and the place are not ind
 
 from __future__ import annotations
 
-from flowdsl.calculus.interpret import Conditions
+from flowdsl.calculus.context import Conditions
 from flowdsl.calculus.state import Field, FunctionAtom, State, VelocityAtom
 from flowdsl.truth.sample import Row, X
 

@@ -21,7 +21,8 @@ from flowdsl.proof.points import everywhere
 from flowdsl.proof.small import small_quantities, times_of
 from flowdsl.spec.core import Apply, Evaluate, Expr, walk
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import NOISES, live_calls
+from flowdsl.truth.live import live_calls
+from flowdsl.truth.sample import NOISES
 
 HIGHEST = 3  #: residuals are expanded up to this order
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import Call, NoNetwork, Reader
 from flowdsl.calculus.numbers import path_weights
 from flowdsl.calculus.state import State, VelocityAtom
 from flowdsl.proof.analysis import Analysis
@@ -25,9 +26,9 @@ from flowdsl.proof.show import ratio
 from flowdsl.spec.core import Apply, Evaluate, Expr, Given, PathState, Stop, walk
 from flowdsl.truth.cases import Case
 from flowdsl.truth.learnt import Regression
+from flowdsl.truth.live import live_calls, taught
 from flowdsl.truth.networks import Networks, data_field
 from flowdsl.truth.regression import regress
-from flowdsl.truth.sample import live_calls, taught
 
 GENERATED = "generated"
 #: Functions that are nowhere negative.

@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from flowdsl.calculus.context import Conditions
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Conditions, Reader
+from flowdsl.calculus.interpret import Call, Reader
 from flowdsl.calculus.state import Atom, Field, FunctionAtom, MapAtom, State, Symbol, VelocityAtom
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.spec.core import (
@@ -24,7 +25,8 @@ from flowdsl.spec.core import (
 )
 from flowdsl.spec.notation import Notation
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import X, live_calls
+from flowdsl.truth.live import live_calls
+from flowdsl.truth.sample import X
 
 _UNSURE = (Undecided, Pole)
 

@@ -13,9 +13,10 @@ from fractions import Fraction
 from itertools import combinations
 from typing import cast
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import NoNetwork, Reader
 from flowdsl.proof.analysis import Analysis, Study
 from flowdsl.spec.core import (
     Constant,
@@ -28,7 +29,7 @@ from flowdsl.spec.core import (
     children,
 )
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import live_calls
+from flowdsl.truth.live import live_calls
 from flowdsl.truth.variables import change_of_variables, opaque_times
 
 Bindings = dict[Expr, Element]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.curriculum import STEPS
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import Series
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import NoNetwork, Reader
 from flowdsl.calculus.numbers import evaluate
 from flowdsl.calculus.state import Calculus
 from flowdsl.proof.points import points
@@ -28,7 +29,7 @@ from flowdsl.spec.core import (
 )
 from flowdsl.spec.operations import OPERATIONS
 from flowdsl.truth.cases import Case
-from flowdsl.truth.sample import learning_calls, live_calls
+from flowdsl.truth.live import learning_calls, live_calls
 from flowdsl.truth.setting import ENTRIES, ERROR, ERROR_STOPPED, Setting
 from flowdsl.truth.variables import opaque_times
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flowdsl.calculus.context import Conditions, Context
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Conditions, Context
+from flowdsl.calculus.interpret import Call
 from flowdsl.calculus.preimage import preimage
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import State

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from flowdsl.calculus.context import Conditions, Context, numbers_in
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Conditions, Context, Reader, numbers_in
+from flowdsl.calculus.interpret import Call, Reader
 from flowdsl.calculus.preimage import preimage
 from flowdsl.calculus.state import State
 from flowdsl.spec.core import (

@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from flowdsl.calculus.context import Conditions, Context, numbers_in
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import parts
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader, numbers_in
+from flowdsl.calculus.interpret import NoNetwork, Reader
 from flowdsl.calculus.state import State, VelocityAtom
 from flowdsl.spec.core import (
     Apply,
@@ -34,8 +35,9 @@ from flowdsl.spec.core import (
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
+from flowdsl.truth.live import learning_calls
 from flowdsl.truth.networks import data_field
-from flowdsl.truth.sample import NOISES, X, learning_calls
+from flowdsl.truth.sample import NOISES, X
 from flowdsl.truth.solver import Relation, Solver
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from flowdsl.calculus.context import Conditions, Context, numbers_in
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Conditions, Context, numbers_in
+from flowdsl.calculus.interpret import Call
 from flowdsl.calculus.state import Field, State
 from flowdsl.spec.core import Evaluate
 from flowdsl.truth.learnt import Regression

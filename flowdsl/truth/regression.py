@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.expand import parts
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Call, Context, Reader
+from flowdsl.calculus.interpret import Call, Reader
 from flowdsl.calculus.preimage import MONOTONE, outermost
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import FunctionAtom, State, VelocityAtom

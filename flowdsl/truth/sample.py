@@ -14,9 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from flowdsl.calculus.context import Context
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Context, Reader, Solution
+from flowdsl.calculus.interpret import Reader, Solution
 from flowdsl.calculus.numbers import evaluate, path_weights
 from flowdsl.calculus.state import State
 from flowdsl.spec.core import (
@@ -30,7 +31,6 @@ from flowdsl.spec.core import (
     PathState,
     PathVelocity,
     Stop,
-    children,
     number,
     transform,
     walk,
@@ -38,6 +38,7 @@ from flowdsl.spec.core import (
 from flowdsl.spec.notation import Notation
 from flowdsl.spec.objective import LawCall, Objective, Path
 from flowdsl.truth.known import Combination, Known
+from flowdsl.truth.live import learning_calls, live_calls
 
 X, XI = "x", "ξ"
 #: Centred, and independent of each other and of the row's state (see `Row.end`, `Row.draw`).
@@ -299,48 +300,6 @@ def check_law(objective: Objective, base: PathState) -> None:
     if all(_standard(objective, noise) for noise in (base.noise, *inner)):
         return
     raise Undecided("what stands in the place of the noise has another law", base.noise.span)
-
-
-def live_nodes(expr: Expr) -> list[Evaluate]:
-    """The evaluations of networks that are under no stop, in order."""
-    found: dict[Evaluate, None] = {}
-    seen: set[Expr] = set()
-
-    def visit(node: Expr) -> None:
-        if isinstance(node, Stop) or node in seen:
-            return
-        seen.add(node)
-        for child in children(node):
-            visit(child)
-        if isinstance(node, Evaluate):
-            found[node] = None
-
-    visit(expr)
-    return list(found)
-
-
-def live_calls(objective: Objective, expr: Expr) -> list[Evaluate]:
-    """The evaluations of learning networks through which gradient flows, in order."""
-    networks = objective.networks
-    return [
-        node
-        for node in live_nodes(expr)
-        if not networks[node.network].frozen and networks[node.network].average_of is None
-    ]
-
-
-def learning_calls(objective: Objective, prediction: Expr, target: Expr | None) -> list[Evaluate]:
-    """Where a term teaches: in its prediction, the outermost call first, then in its target."""
-    calls = live_calls(objective, prediction)[::-1]
-    return calls + (live_calls(objective, target)[::-1] if target is not None else [])
-
-
-def taught(objective: Objective, prediction: Expr, target: Expr | None) -> Evaluate | None:
-    """What a term teaches: the outermost live call of its prediction, or where that has none, as in
-    `match noise to epsilon(z, t)`, of its target."""
-    calls = learning_calls(objective, prediction, None)
-    calls = calls or learning_calls(objective, prediction, target)
-    return calls[0] if calls else None
 
 
 def base_state(objective: Objective, prediction: Expr, target: Expr | None) -> PathState:

@@ -11,19 +11,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from flowdsl.calculus.beside import outer_states
+from flowdsl.calculus.context import Conditions, Context
 from flowdsl.calculus.curriculum import Curricula
 from flowdsl.calculus.domain import Domain
 from flowdsl.calculus.enclosure import Enclosures
 from flowdsl.calculus.errors import Clock
 from flowdsl.calculus.expand import Series
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader, Solution
+from flowdsl.calculus.interpret import NoNetwork, Reader, Solution
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.calculus.state import Calculus, Rule, State
 from flowdsl.spec.core import Draw, Expr, PathState
 from flowdsl.spec.objective import Objective, Term
 from flowdsl.truth.cases import Case, TooManyKinds, cases
-from flowdsl.truth.sample import Row, base_state, learning_calls
+from flowdsl.truth.live import learning_calls
+from flowdsl.truth.sample import Row, base_state
 from flowdsl.truth.variables import change_of_variables, opaque_times, scalars_of
 
 #: The row's error (sum of squares), its detached copy, and the number of entries of a sample.

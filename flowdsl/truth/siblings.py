@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flowdsl.calculus.context import Conditions, Context
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import NoNetwork, Reader
 from flowdsl.calculus.state import State, VelocityAtom
 from flowdsl.spec.core import Apply, Draw, Evaluate, Expr, Level, transform, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.truth.cases import Case
+from flowdsl.truth.live import learning_calls
 from flowdsl.truth.marginal import equation_of, solved
-from flowdsl.truth.sample import X, learning_calls
+from flowdsl.truth.sample import X
 from flowdsl.truth.solver import Relation, Solver
 
 Shown = tuple[tuple[str, Expr], ...]  # conditions as they are written

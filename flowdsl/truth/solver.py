@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from flowdsl.calculus.context import Conditions, Context
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
 from flowdsl.truth.networks import Networks

@@ -10,20 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from flowdsl.calculus.context import Conditions, Context
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.field import Element
-from flowdsl.calculus.interpret import Conditions, Context, NoNetwork, Reader
+from flowdsl.calculus.interpret import NoNetwork, Reader
 from flowdsl.calculus.state import State
 from flowdsl.spec.core import Evaluate, Expr, Given, walk
 from flowdsl.spec.objective import Objective
 from flowdsl.truth.cases import Case
 from flowdsl.truth.learnt import Regression
 from flowdsl.truth.lessons import lesson
+from flowdsl.truth.live import taught
 from flowdsl.truth.maps import MapNetwork, shape_of
 from flowdsl.truth.marginal import Guidance
 from flowdsl.truth.networks import Networks
 from flowdsl.truth.regression import regress
-from flowdsl.truth.sample import Row, X, check_law, taught
+from flowdsl.truth.sample import Row, X, check_law
 from flowdsl.truth.siblings import Siblings
 from flowdsl.truth.solver import Relation, Solver
 
