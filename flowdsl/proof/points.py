@@ -31,11 +31,11 @@ def everywhere(setting: Setting, case: Case, count: int = 24) -> Iterator[dict[s
     row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
     names = [n for n, d in setting.objective.draws.items() if d.kind in NUMBERS]
     chain = Chain(setting.domain.bounds(row), names)
-    turns = [turn(k) for k in range(len(names))]
+    turns = [_turn(k) for k in range(len(names))]
     for index in range(1, count + 1):
         yield chain.point((0.5 + index * step) % 1 for step in turns)
 
 
-def turn(k: int) -> float:
+def _turn(k: int) -> float:
     """An irrational step for each dimension: multiples of it fill the unit interval evenly."""
     return math.sqrt((2, 3, 5, 7, 11, 13, 17, 19, 23, 29)[k % 10]) * (1 + k // 10)
