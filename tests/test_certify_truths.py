@@ -44,6 +44,9 @@ from flowdsl.pipeline import load, load_text
 from flowdsl.spec.core import Constant, Formal, Kind, number, sub
 from flowdsl.spec.objective import Objective
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 torch.set_num_threads(1)
 
 

@@ -23,6 +23,9 @@ from tests.reference import (
 )
 from tests.reference.networks import SmoothNetwork
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 SHAPE, BATCH, CLASSES = (2, 4, 4), 24, 5
 
 Reference = Callable[..., tuple[Tensor, dict[str, Tensor]]]

@@ -35,6 +35,9 @@ from flowdsl.syntax.tree import (
     Unary,
 )
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 HERE = Path(__file__).parent
 GOOD = [p for p in sorted((HERE / "good").glob("*.flow")) if p.stem not in sources.shipped_names()]
 BAD = sorted((HERE / "bad").glob("*.flow"))

@@ -10,6 +10,9 @@ import pytest
 from flowdsl.checks import Report, check
 from flowdsl.pipeline import load, load_text
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 GOOD = Path(__file__).parent / "good"
 
 

@@ -18,6 +18,10 @@ from tests.mutation_page import page, summary
 from tests.mutation_table import judge_all, kept
 from tests.mutations import Mutant, base_tree, mutants, specs
 
+#: The same code runs for thousands of mutants: tracing its lines triples the time, and shows none
+#: that other tests do not.
+pytestmark = pytest.mark.untraced
+
 EVERY = bool(os.environ.get("FLOWDSL_ALL_MUTANTS"))
 SAMPLE = 3  #: mutants of each spec, spread over its lines and kinds of change
 

@@ -14,6 +14,9 @@ from flowdsl.repair.align import differences
 from flowdsl.repair.edit import Edit, together
 from flowdsl.syntax.layout import read_source
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 #: Plenty: what is found must not depend on how busy the machine is.
 SECONDS = 30.0
 

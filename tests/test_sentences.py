@@ -14,6 +14,9 @@ from flowdsl.diagnostics import Diagnostic, DiagnosticError
 from flowdsl.syntax.layout import read_source
 from flowdsl.syntax.states import States
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 #: How each terminal is written in a text that visits states.
 TEXTS = {
     "NAME": "x", "NUMBER": "1", "STRING": '"A title"', "ARXIV": "arXiv:2505.13447",

@@ -30,6 +30,9 @@ from tests.compiler_support import batch, networks, outcome
 from tests.reference import diffusion
 from tests.reference.catalogue import REFERENCES
 
+#: Whole specs, again and again: line coverage is measured by the tests of each part.
+pytestmark = pytest.mark.untraced
+
 WITH_TERMS = [name for name in flowdsl.shipped() if flowdsl.load(name).typed.terms]
 SHAPE, ROWS, STEPS = (2, 3, 3), 24, 100
 QUICK = "batch=16 sample_every=0 checkpoint_every=0 log_every=1 tensorboard=no sample_steps=1"
