@@ -136,15 +136,20 @@ class Curricula:
 
     def attained(self, facts: Mapping[Expr, bool]) -> bool:
         """Is there a moment of training at which these step-level conditions hold together?"""
+        return bool(self.moments(facts))
+
+    def moments(self, facts: Mapping[Expr, bool]) -> list[float]:
+        """The moments of training, of `GRID`, at which these step-level conditions hold together;
+        all of them where that is not known."""
         step = [(c, value) for c, value in facts.items() if level_of(c) is Level.STEP]
         step = [(c, value) for c, value in step if isinstance(c, Apply)]
-        if not step:
-            return True
+        shares = [k / (GRID - 1) for k in range(GRID)]
         try:
             courses = [[held == value for held in self._held(c)] for c, value in step]
         except Undecided:
-            return True
-        return any(all(together) for together in zip(*courses, strict=True))
+            return shares
+        held = zip(*courses, strict=True) if courses else [()] * GRID
+        return [x for x, together in zip(shares, held, strict=True) if all(together)]
 
     def _held(self, condition: Expr) -> tuple[bool, ...]:
         """When a condition holds, over training."""

@@ -35,7 +35,8 @@ NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq
 class Domain:
     """The polytope of a row's times, given what is known about the row.
 
-    Bounds are strict: draws on the border of their support have probability zero.
+    Bounds are strict: draws on the border of their support have probability zero, but for those
+    from a list of values.
     """
 
     def __init__(self, objective: Objective, curricula: Curricula) -> None:
@@ -141,11 +142,12 @@ class Domain:
         variable = Affine.variable(name)
         law = line.law
         low, high = self.support(law)
+        strict = not _lists(law)
         found = []
         if math.isfinite(low):
-            found.append(Bound(variable - Affine.number(_exact(low)), True))
+            found.append(Bound(variable - Affine.number(_exact(low)), strict))
         if math.isfinite(high):
-            found.append(Bound(Affine.number(_exact(high)) - variable, True))
+            found.append(Bound(Affine.number(_exact(high)) - variable, strict))
         if law.law in ("uniform", "truncated", "power_law"):
             first = 1 if law.law == "truncated" else 0
             for k, sign in ((first, 1), (first + 1, -1)):
@@ -158,6 +160,11 @@ class Domain:
             order = Affine.variable(first_name) - Affine.variable(second_name)
             found.append(Bound(order, True))
         return found
+
+    def listed(self, name: str) -> bool:
+        """Is it drawn from a list of values, of which the ends are some?"""
+        declaration = self.objective.draws.get(name)
+        return declaration is not None and any(_lists(line.law) for line in declaration.lines)
 
     def support(self, law: LawCall | Expr) -> tuple[float, float]:
         """The interval of a law's values; of a number, itself; infinite where nothing is known."""
@@ -238,6 +245,11 @@ class Domain:
         if value:
             return high > 0
         return low < 1 or (line.rows is not None and assume(line.rows, others) != TRUE)
+
+
+def _lists(law: LawCall | Expr) -> bool:
+    """Does a law draw one of a list of values?"""
+    return isinstance(law, LawCall) and (law.law == "choice" or any(map(_lists, law.args)))
 
 
 def _exact(value: float) -> Fraction:

@@ -31,10 +31,18 @@ class Enclosures:
 
     def of(self, expr: Expr) -> list[Interval]:
         """The interval of a scalar at every moment that matters, first to last."""
-        if not self._changes(expr, set()):
+        if not self.changes(expr):
             return [self._interval(expr, 1.0, {})]
         shares = range(0, GRID, max(1, GRID // MOMENTS))
         return [self._interval(expr, k / (GRID - 1), {}) for k in (*shares, GRID - 1)]
+
+    def drawn(self, draw: Draw, progress: float) -> Interval:
+        """Between which numbers a draw lies at a share of training."""
+        return self._interval(draw, progress, {})
+
+    def changes(self, expr: Expr) -> bool:
+        """Does training change a scalar, or the law of a draw in it?"""
+        return self._changes(expr, set())
 
     def _changes(self, expr: Expr | LawCall, seen: set[str]) -> bool:
         """Does training change it, or the law of a draw in it?"""
@@ -73,7 +81,7 @@ class Enclosures:
             case Apply("select", (_, *sides)):
                 return _hull(self._interval(side, progress, known) for side in sides)
             case Apply(op, args):
-                return _applied(op, [self._interval(a, progress, known) for a in args])
+                return applied(op, [self._interval(a, progress, known) for a in args])
         return EVERYTHING
 
     def _support(
@@ -83,7 +91,7 @@ class Enclosures:
             return self._interval(law, progress, known)
         parts = [self._support(arg, progress, known) for arg in law.args]
         if law.law not in LAWS:
-            return _applied(law.law, parts)
+            return applied(law.law, parts)
         try:
             low, high = LAWS[law.law].support(*parts)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError):
@@ -144,6 +152,26 @@ def _to_the(x: float, k: float) -> float:
         return math.inf
 
 
+def _wave(x: Interval, crest: float) -> Interval:
+    """The cosine, or the sine: its crests lie at this many turns and at whole turns from there."""
+    if math.isinf(x[1] - x[0]):
+        return -1.0, 1.0
+    low, high = (end / (2 * math.pi) - crest for end in x)
+    ends = [math.cos(2 * math.pi * turns) for turns in (low, high)]
+    crests = math.floor(high) >= low
+    troughs = math.floor(high - 0.5) >= low - 0.5
+    return -1.0 if troughs else min(ends), 1.0 if crests else max(ends)
+
+
+def _tangent(x: Interval) -> Interval:
+    """The tangent, between two of its poles."""
+    if math.isinf(x[1] - x[0]) or math.floor(x[0] / math.pi + 0.5) != math.floor(
+        x[1] / math.pi + 0.5
+    ):
+        return EVERYTHING
+    return math.tan(x[0]), math.tan(x[1])
+
+
 _INTERVALS: dict[str, Callable[..., Interval]] = {
     "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
     "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
@@ -164,13 +192,14 @@ _INTERVALS: dict[str, Callable[..., Interval]] = {
     "max": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
     "abs": lambda a: (max(a[0], -a[1], 0.0), max(-a[0], a[1])),
     "clip": lambda a, low, high: (min(max(a[0], low[0]), high[0]), min(max(a[1], low[1]), high[1])),
-    "sin": lambda _: (-1.0, 1.0),
-    "cos": lambda _: (-1.0, 1.0),
+    "sin": lambda a: _wave(a, 0.25),
+    "cos": lambda a: _wave(a, 0.0),
+    "tan": lambda a: _tangent(a),
 }
 
 
-def _applied(op: str, parts: list[Interval]) -> Interval:
-    """An operation on intervals."""
+def applied(op: str, parts: list[Interval]) -> Interval:
+    """An operation on intervals; what is not known of it gives `EVERYTHING`."""
     if op not in _INTERVALS:
         return EVERYTHING
     low, high = _INTERVALS[op](*parts)

@@ -8,10 +8,11 @@ from itertools import product
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.inequalities import Affine, Bound, extent, implies
+from flowdsl.calculus.region import steps_in
 from flowdsl.diagnostics import Span
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.show import Printer
-from flowdsl.spec.core import Apply, Draw, Expr, Level, children, transform, walk
+from flowdsl.spec.core import Apply, Draw, Expr, Level, transform, walk
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.notation import Notation
 from flowdsl.truth.cases import Case
@@ -136,16 +137,6 @@ def _factors(
             if limit is not None and analysis.domain.affine(expr, {**at, node: limit[0]}):
                 return [(node, limit)]
     return []
-
-
-def steps_in(expr: Expr) -> list[Expr]:
-    """The largest parts of a time that only change from step to step."""
-    if level_of(expr) is Level.STEP:
-        return [expr]
-    found: dict[Expr, None] = {}
-    for child in children(expr):
-        found.update(dict.fromkeys(steps_in(child)))
-    return list(found)
 
 
 def place(analysis: Analysis, case: Case, expr: Expr) -> Span | None:

@@ -15,9 +15,10 @@ from itertools import combinations
 
 from flowdsl.calculus.errors import Undecided
 from flowdsl.calculus.inequalities import Affine, Bound, Chain, feasible
+from flowdsl.calculus.region import steps_in
 from flowdsl.checks.asked import jumps
 from flowdsl.checks.gradient import is_empty
-from flowdsl.checks.linear import row_facts, steps_in
+from flowdsl.checks.linear import row_facts
 from flowdsl.checks.times import data_is_later, domain
 from flowdsl.proof.analysis import Analysis
 from flowdsl.proof.anchor import Anchors, moved_calls

@@ -15,6 +15,7 @@ from flowdsl.checks.linear import facts, follows, place, row_facts
 from flowdsl.checks.report import Verdict
 from flowdsl.diagnostics import Diagnostic
 from flowdsl.proof.analysis import Analysis
+from flowdsl.proof.defined import first_hole
 from flowdsl.proof.show import Printer
 from flowdsl.spec.core import (
     Apply,
@@ -75,7 +76,27 @@ def _decide(analysis: Analysis, case: Case) -> Verdict:
     if unknown:
         names = ", ".join(dict.fromkeys(unknown))
         return Verdict(NAME, "undecided", f"whether {names} stays in the path's times is not clear")
-    return _ordered(analysis, case, bounds)
+    return _hole(analysis, case) or _ordered(analysis, case, bounds)
+
+
+def _hole(analysis: Analysis, case: Case) -> Verdict | None:
+    """A root, a logarithm or a quotient without a value on some of the rows."""
+    hole = first_hole(analysis, case)
+    if hole is None:
+        return None
+    printer = Printer.of(analysis, case)
+    whole, argument = printer.expression(hole.node), printer.expression(hole.argument)
+    if hole.point is None:
+        return Verdict(NAME, "undecided", f"whether {argument} is {hole.must_be}, as {whole} "
+                       "needs it, is not clear")  # fmt: skip
+    at = ", ".join(f"{name} = {value:.4g}" for name, value in hole.point.items())
+    where = f" at {at}" if at else ""
+    message = f"{whole} has no value{where}: {argument} is {hole.value:.4g} there"
+    span = hole.node.span or hole.argument.span or case.term.span
+    told = facts(analysis, case, [], hole.argument)
+    hint = f"draw the times where {argument} is {hole.must_be}"
+    diagnostic = Diagnostic(NAME, message, span, facts=told, hint=hint)
+    return Verdict(NAME, "refuted", message, diagnostic=diagnostic, cause="times")
 
 
 def _moments(analysis: Analysis, case: Case) -> dict[Expr, Path]:

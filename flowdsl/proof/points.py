@@ -31,9 +31,15 @@ def everywhere(setting: Setting, case: Case, count: int = 24) -> Iterator[dict[s
     row = {c: v for c, v in case.facts.items() if level_of(c) is not Level.STEP}
     names = [n for n, d in setting.objective.draws.items() if d.kind in NUMBERS]
     chain = Chain(setting.domain.bounds(row), names)
-    turns = [_turn(k) for k in range(len(names))]
+    for shares in spread(len(names), count):
+        yield chain.point(shares)
+
+
+def spread(dimensions: int, count: int) -> Iterator[list[float]]:
+    """Points that fill the unit cube evenly."""
+    turns = [_turn(k) for k in range(dimensions)]
     for index in range(1, count + 1):
-        yield chain.point((0.5 + index * step) % 1 for step in turns)
+        yield [(0.5 + index * step) % 1 for step in turns]
 
 
 def _turn(k: int) -> float:

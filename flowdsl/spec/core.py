@@ -42,7 +42,7 @@ class Level(IntEnum):
 class Expr:
     """A node; `span` is the text it came from, for messages, and is no part of its identity.
 
-    Hash and size are computed once per node: trees share subtrees, and walking them as trees would
+    What is computed of a node is kept: trees share subtrees, and walking them as trees would
     take time exponential in their depth.
     """
 
@@ -55,6 +55,28 @@ class Expr:
     @cached_property
     def _hash(self) -> int:
         return hash(self._key)
+
+    @cached_property
+    def parts(self) -> tuple[Expr, ...]:
+        """The direct subexpressions, in order of evaluation."""
+        return _parts(self)
+
+    @cached_property
+    def nodes(self) -> tuple[Expr, ...]:
+        """Every node once (equal nodes count as one), subexpressions first."""
+        return tuple(_nodes(self))
+
+    @cached_property
+    def level(self) -> Level:
+        """How often the value changes: the highest level of what it is made of."""
+        match self:
+            case Draw(_, _, level):
+                return level
+            case Training() | Apply("batch_mean", _):
+                return Level.STEP
+            case Given() | Formal() | PathState() | PathVelocity() | Evaluate():
+                return Level.ROW
+        return max((part.level for part in self.parts), default=Level.CONSTANT)
 
     @cached_property
     def size(self) -> int:
@@ -205,6 +227,10 @@ class Stop(Expr):
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The direct subexpressions, in order of evaluation."""
+    return expr.parts
+
+
+def _parts(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case PathState(_, time, data, noise) | PathVelocity(_, time, data, noise):
             return (time, data, noise)
@@ -264,6 +290,10 @@ def transform(expr: Expr, rule: Callable[[Expr], Expr]) -> Expr:
 
 def walk(expr: Expr) -> Iterator[Expr]:
     """Every node once (equal nodes count as one), subexpressions first."""
+    return iter(expr.nodes)
+
+
+def _nodes(expr: Expr) -> Iterator[Expr]:
     seen: set[Expr] = set()
     stack: list[tuple[Expr, bool]] = [(expr, False)]
     while stack:

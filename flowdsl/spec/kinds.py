@@ -21,7 +21,6 @@ from flowdsl.spec.core import (
     PathVelocity,
     Stop,
     Training,
-    children,
     walk,
 )
 from flowdsl.spec.operations import OPERATIONS
@@ -75,22 +74,4 @@ def _kind(node: Expr, known: dict[Expr, Kind], networks: Mapping[str, HasHeads])
 
 def level_of(expr: Expr) -> Level:
     """How often the value changes: the highest level of what it is made of."""
-    known: dict[Expr, Level] = {}
-    for node in walk(expr):
-        known[node] = _level(node, known)
-    return known[expr]
-
-
-def _level(node: Expr, known: dict[Expr, Level]) -> Level:
-    match node:
-        case Number() | Constant() | Null():
-            return Level.CONSTANT
-        case Training():
-            return Level.STEP
-        case Draw(_, _, level):
-            return level
-        case Given() | Formal() | PathState() | PathVelocity() | Evaluate():
-            return Level.ROW
-        case Apply("batch_mean", _):
-            return Level.STEP
-    return max((known[child] for child in children(node)), default=Level.CONSTANT)
+    return expr.level
