@@ -87,9 +87,10 @@ class Objective:
         constants: Constants | None = None,
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
+        merge: float | None = None,
     ) -> Program:
         """The graph of evaluations, before (`optimize=False`) or after the passes."""
-        options = _options(optimize, derivative, fixed_shapes, without)
+        options = _options(optimize, derivative, fixed_shapes, without, merge=merge)
         return pipeline.optimised(self.typed, options, constants)
 
     def emit(
@@ -101,9 +102,10 @@ class Objective:
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
         chunk_rows: int | None = None,
+        merge: float | None = None,
     ) -> str:
         """The loss as Python text that imports torch only: what `compile` runs."""
-        options = _options(optimize, derivative, fixed_shapes, without, chunk_rows)
+        options = _options(optimize, derivative, fixed_shapes, without, chunk_rows, merge)
         return pipeline.emitted(self.typed, options, constants)
 
     def compile(
@@ -115,6 +117,7 @@ class Objective:
         fixed_shapes: bool = False,
         without: Sequence[str] = (),
         chunk_rows: int | None = None,
+        merge: float | None = None,
         errors: bool = False,
         check: bool = True,
     ) -> Loss:
@@ -127,10 +130,12 @@ class Objective:
         passes to leave out. With `errors` the metrics also hold each term's squared error, as
         `target.mse`, before the weight that a robust loss makes of it. With `chunk_rows`,
         derivatives that carry no gradient are taken of so many rows at a time, for less memory.
+        With `merge`, as many evaluations of a network as can be are made in one call, on their rows
+        one after another, but none of more than `merge` times the rows of the batch.
         """
         if check and self.unproved:
             warnings.warn(NotProvedWarning(unproved_text(self)), stacklevel=2)
-        options = _options(optimize, derivative, fixed_shapes, without, chunk_rows)
+        options = _options(optimize, derivative, fixed_shapes, without, chunk_rows, merge)
         options = replace(options, errors=errors)
         return pipeline.compiled(self.typed, options, constants)
 
@@ -164,10 +169,13 @@ def _options(
     fixed_shapes: bool,
     without: Sequence[str],
     chunk_rows: int | None = None,
+    merge: float | None = None,
 ) -> Options:
     from flowdsl.passes.options import Options
 
-    return Options(optimize, derivative, fixed_shapes, tuple(without), chunk_rows=chunk_rows)
+    return Options(
+        optimize, derivative, fixed_shapes, tuple(without), chunk_rows=chunk_rows, merge=merge
+    )
 
 
 def load(spec: str | Path) -> Objective:

@@ -18,7 +18,7 @@ from flowdsl.cli.phases import phase_points
 from flowdsl.diagnostics import fail
 from flowdsl.passes.options import OPTIONAL, Options
 from flowdsl.runtime.bench import BenchOptions, BenchResult, Setting, bench, resized, table
-from flowdsl.runtime.bench.contest import CHUNKED, DIFFERENCE, UNOPTIMISED, WITHOUT
+from flowdsl.runtime.bench.contest import CHUNKED, DIFFERENCE, MERGED, UNOPTIMISED, WITHOUT
 from flowdsl.runtime.bench.options import own_network
 from flowdsl.runtime.loss import Loss
 from flowdsl.runtime.nets.sizes import find_size
@@ -53,11 +53,13 @@ class NetworkOptions:
 @dataclass(frozen=True)
 class Variants:
     """Further ways to measure: the optimised loss without each pass that makes a difference, with
-    derivatives of `chunk_rows` rows at a time, and with central differences.
+    derivatives of `chunk_rows` rows at a time, with calls made in one up to `merge` batches, and
+    with central differences.
     """
 
     ablation: bool = False
     chunk_rows: int | None = None
+    merge: float | None = None
     difference: bool = False
 
 
@@ -116,6 +118,10 @@ def ways_of(
             fixed_shapes=compiled,
             chunk_rows=variants.chunk_rows,
             check=False,
+        )
+    if variants.merge is not None:
+        ways[MERGED] = objective.compile(
+            constants=constants, fixed_shapes=compiled, merge=variants.merge, check=False
         )
     if variants.difference:
         ways[DIFFERENCE] = objective.compile(

@@ -120,6 +120,12 @@ def compile_(
         int | None,
         typer.Option(min=1, help="Take derivatives of so many rows at a time, to save memory."),
     ] = None,
+    merge: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Make evaluations of a network in one call, of so many batches at most."
+        ),
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Compile a spec to Python that imports torch only, or show a stage on the way.
@@ -144,9 +150,12 @@ def compile_(
                 derivative=rule,
                 constants=constants(set_),
                 chunk_rows=chunk_rows,
+                merge=merge,
             )
         case Stage.graph | Stage.picture:
-            program = objective.graph(optimize=optimize, derivative=rule, constants=constants(set_))
+            program = objective.graph(
+                optimize=optimize, derivative=rule, constants=constants(set_), merge=merge
+            )
             text = pipeline.drawn(program, as_picture=emit is Stage.picture)
     write(text, out)
 

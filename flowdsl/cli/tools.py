@@ -74,6 +74,10 @@ def bench(
         int | None,
         typer.Option(min=1, help="Also with derivatives of so many rows at a time."),
     ] = None,
+    merge: Annotated[
+        float | None,
+        typer.Option(min=1, help="Also with evaluations in one call, of so many batches at most."),
+    ] = None,
     difference: Annotated[
         bool,
         typer.Option("--difference", help="Also with finite differences, whose error is shown."),
@@ -133,7 +137,7 @@ def bench(
     status = run_bench(
         specs, networks, options,
         progress=progress, constants=constants(set_), own=network,
-        variants=Variants(ablation, chunk_rows, difference), as_json=as_json, out=out,
+        variants=Variants(ablation, chunk_rows, merge, difference), as_json=as_json, out=out,
     )  # fmt: skip
     raise typer.Exit(status)
 

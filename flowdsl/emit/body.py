@@ -4,15 +4,15 @@ gradient mode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from flowdsl.emit.draws import share_count
 from flowdsl.emit.names import Names, identifier
 from flowdsl.emit.notation import notation, value_names
 from flowdsl.emit.printer import ATOM, Printer
+from flowdsl.emit.statements import Statement
 from flowdsl.ir.gradient import Gradient, gradient
 from flowdsl.ir.graph import LEAVES, NETWORK_OPS, PAIRS, Count, Graph, Node
 from flowdsl.ir.shares import static_shares
+from flowdsl.ir.together import made_with
 from flowdsl.spec.core import Kind
 
 #: What to call a value that the spec does not name and that is used more than once.
@@ -36,17 +36,6 @@ _MEANINGS = {
 REDUCTIONS = frozenset({"sum_squares", "mean_squares", "norm", "mean_abs", "dot"})
 #: A number that is written with at most this many characters may be written twice.
 SHORT = 24
-
-
-@dataclass
-class Statement:
-    """One line of the function: the nodes it names, the text, a comment, and what it needs."""
-
-    nodes: tuple[int, ...]
-    text: str
-    comment: str = ""
-    frozen: bool = False  # must run without recording a graph
-    neutral: bool = False  # runs the same either way
 
 
 class Body:
@@ -100,7 +89,13 @@ class Body:
                 self._place(node_at)
             else:
                 stack.append((node_at, True))
-                stack.extend((i, False) for i in reversed(self.graph[node_at].inputs))
+                stack.extend((i, False) for i in reversed(self._inputs(node_at)))
+
+    def _inputs(self, at: int) -> list[int]:
+        """What must be there before a value: of a call, what all need that are made with it."""
+        graph = self.graph
+        made = made_with(graph, at) if graph[at].op in NETWORK_OPS else (at,)
+        return [i for each in made for i in graph[each].inputs]
 
     def _place(self, at: int) -> None:
         node = self.graph[at]
@@ -170,26 +165,57 @@ class Body:
         return text or "0"
 
     def _place_call(self, at: int, node: Node) -> None:
-        call = node.call
-        frozen = not call.record
+        made = made_with(self.graph, at)
+        if len(made) > 1:
+            self._place_together(made)
+            return
+        frozen = not node.call.record
         self.printer.quiet = frozen
-        network = self._asked(at, node, self.printer.roles[call.network])
-        arguments = [self.printer.vector(i) for i in node.inputs[: call.arguments]]
-        given = [
-            f"{name}={self.printer.vector(i)}"
-            for name, i in zip(
-                call.conditions, node.inputs[call.arguments : call.point], strict=True
-            )
-        ]
-        rows = None if node.rows is None else self.printer.names[node.rows]
+        network = self._asked(at, node, self.printer.roles[node.call.network])
+        arguments, conditions, rows = self._given(node)
+        given = [f"{name}={value}" for name, value in conditions.items()]
         text, pair = self._call_text(node, network, arguments, given, rows)
         self.printer.quiet = False
         targets, text = self._targets(at, node, text, pair)
+        comment = self._comment(at, node)
+        self.statements.append(Statement((at,), f"{targets} = {text}", comment, frozen=frozen))
+
+    def _place_together(self, made: tuple[int, ...]) -> None:
+        """Several calls as one."""
+        first = self.graph[made[0]]
+        frozen = not first.call.record
+        self.printer.quiet = frozen
+        network = self._asked(made[0], first, self.printer.roles[first.call.network])
+        calls = []
+        for at in made:
+            arguments, conditions, rows = self._given(self.graph[at])
+            point = f"({', '.join(arguments)}{',' if len(arguments) == 1 else ''})"
+            given = ", ".join(f'"{name}": {value}' for name, value in conditions.items())
+            calls.append(f"({rows}, {point}, {{{given}}})")
+        self.printer.quiet = False
+        self.printer.helpers |= {"in_one_call", "batch"}
+        heads = self.graph.objective.networks[first.call.network].heads
+        names = [self._heads(at, self.graph[at], heads, self._results[at], True) for at in made]
+        comments = [self._comment(at, self.graph[at]) for at in made]
+        text = f"{', '.join(names)} = in_one_call({', '.join([network, 'batch', *calls])})"
+        comment = "\n".join(["in one call:", *comments])
+        self.statements.append(Statement(made, text, comment, frozen=frozen))
+        self._done |= set(made)
+
+    def _given(self, node: Node) -> tuple[list[str], dict[str, str], str | None]:
+        """A call's arguments, its conditions, and its rows (None: all)."""
+        call, vector = node.call, self.printer.vector
+        arguments = [vector(i) for i in node.inputs[: call.arguments]]
+        conditions = zip(call.conditions, node.inputs[call.arguments : call.point], strict=True)
+        rows = None if node.rows is None else self.printer.names[node.rows]
+        return arguments, {name: vector(i) for name, i in conditions}, rows
+
+    def _comment(self, at: int, node: Node) -> str:
         comment = notation(self.graph, at)
         if node.rows is not None:
             where = self.printer.text(self.graph[node.rows].inputs[0])
             comment += f", only where {_words(where)}"
-        self.statements.append(Statement((at,), f"{targets} = {text}", comment, frozen=frozen))
+        return comment
 
     def _asked(self, at: int, node: Node, network: str) -> str:
         """The network, or that asked for those of its heads that are read."""
@@ -304,25 +330,3 @@ class Body:
 def _words(mask: str) -> str:
     """A mask in words: `~diagonal & (t < 0.8)` is `not diagonal and (t < 0.8)`."""
     return mask.replace("~", "not ").replace(" & ", " and ").replace(" | ", " or ")
-
-
-def arrange(statements: list[Statement]) -> list[Statement | list[Statement]]:
-    """Runs of statements; those that record no graph stand together, with the neutral ones between
-    them.
-    """
-    arranged: list[Statement | list[Statement]] = []
-    at = 0
-    while at < len(statements):
-        if not statements[at].frozen:
-            arranged.append(statements[at])
-            at += 1
-            continue
-        end = at
-        for after in range(at, len(statements)):
-            if statements[after].frozen:
-                end = after
-            elif not statements[after].neutral:
-                break
-        arranged.append(statements[at : end + 1])
-        at = end + 1
-    return arranged

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flowdsl.emit.body import Body, Statement, arrange
+from flowdsl.emit.body import Body
 from flowdsl.emit.layout import lay_out
 from flowdsl.emit.names import RESERVED, Names, identifier, spec_names
 from flowdsl.emit.printer import Printer
+from flowdsl.emit.statements import Statement, arrange
 from flowdsl.ir.graph import Graph
 from flowdsl.passes.program import Program
 from flowdsl.runtime.contract import NULL_LABEL
@@ -114,5 +115,5 @@ def printed(statements: list[Statement], indent: int) -> list[str]:
 
 
 def _one(statement: Statement, indent: int) -> list[str]:
-    comment = [" " * indent + f"# {statement.comment}"] if statement.comment else []
-    return [*comment, *lay_out(statement.text, indent)]
+    comments = [" " * indent + f"# {line}" for line in statement.comment.splitlines()]
+    return [*comments, *lay_out(statement.text, indent)]

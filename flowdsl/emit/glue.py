@@ -50,8 +50,9 @@ def emit_objective(
     constants: Mapping[str, float | Fraction] | None = None,
     fixed_shapes: bool = False,
     chunk_rows: int | None = None,
+    merge: float | None = None,
 ) -> str:
     """The Python source of a compiled objective; it imports torch and nothing else."""
     graph = lower(objective, constants)
-    options = Options(optimize, derivative, fixed_shapes, chunk_rows=chunk_rows)
+    options = Options(optimize, derivative, fixed_shapes, chunk_rows=chunk_rows, merge=merge)
     return emit(run_passes(graph, options), derivative=derivative, chunk_rows=chunk_rows)

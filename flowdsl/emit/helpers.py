@@ -136,3 +136,31 @@ ON_ROWS_OF_HEADS = ON_ROWS.replace(
             return None
         return x.new_zeros""",
 )
+
+IN_ONE_CALL = '''def in_one_call(network, batch, *calls):
+    """Several calls of a network as one: each is (rows, or None for all; arguments; conditions)."""
+    # a call without any rows runs on one, as it would by itself
+    chosen = [r if r is None or len(r) else r.new_zeros(1) for r, _, _ in calls]
+
+    def join(parts):
+        return torch.cat([x if rows is None else x[rows] for x, rows in zip(parts, chosen)])
+
+    point = [join(parts) for parts in zip(*(arguments for _, arguments, _ in calls))]
+    conditions = {name: join([given[name] for _, _, given in calls]) for name in calls[0][2]}
+    result = network(*point, **conditions)
+    sizes = [batch if rows is None else len(rows) for rows in chosen]
+
+    def split(x):
+        if isinstance(x, tuple):
+            return list(zip(*(split(y) for y in x)))
+        if x is None:
+            return [None] * len(calls)
+        return [spread(rows, own) for (rows, _, _), own in zip(calls, x.split(sizes))]
+
+    def spread(rows, own):
+        if rows is None:
+            return own
+        return own.new_zeros(batch, *own.shape[1:]).index_copy(0, rows, own[: len(rows)])
+
+    return split(result)
+'''

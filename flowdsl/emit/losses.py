@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 
 from flowdsl.emit import helpers
-from flowdsl.emit.body import Statement
 from flowdsl.emit.function import (
     Function,
     Writer,
@@ -19,6 +18,7 @@ from flowdsl.emit.function import (
 from flowdsl.emit.layout import lay_out
 from flowdsl.emit.names import RESERVED, Names, identifier
 from flowdsl.emit.printer import ATOM, BIT_OR, NOT, PRODUCT, Printer
+from flowdsl.emit.statements import Statement
 from flowdsl.passes.program import Phase
 from flowdsl.prelude.text import show
 from flowdsl.spec.core import Kind, Level

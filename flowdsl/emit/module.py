@@ -98,6 +98,7 @@ def _helper_texts(writer: Writer) -> list[str]:
         ),
         "only": helpers.ONLY,
         "in_chunks": helpers.IN_CHUNKS,
+        "in_one_call": helpers.IN_ONE_CALL,
         "on_rows": helpers.ON_ROWS_OF_HEADS if "only" in used else helpers.ON_ROWS,
     }
     texts += [text for name, text in plain.items() if name in used]

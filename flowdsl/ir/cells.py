@@ -214,7 +214,7 @@ def _values(
             else:
                 detail = node.detail
                 if node.op in NETWORK_OPS:
-                    detail = replace(node.call, record=True, occurrence=0)
+                    detail = replace(node.call, record=True, occurrence=0, together=0)
                 known.append(intern((node.op, detail, *inputs)))
                 if learnt:
                     table.learnt.add(known[-1])

@@ -44,7 +44,7 @@ class Call:
 
     `directions` holds, for each order of differentiation, which arguments move. `record` is false
     when no reverse-mode graph is kept. `occurrence` tells apart calls that have not been recognised
-    as equal.
+    as equal. Calls whose `together` is the same number, other than 0, are made in one.
     """
 
     network: str
@@ -54,6 +54,7 @@ class Call:
     record: bool = True
     on_rows: bool = False
     occurrence: int = 0
+    together: int = 0
 
     @property
     def point(self) -> int:

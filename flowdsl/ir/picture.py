@@ -30,7 +30,9 @@ def label(graph: Graph, node: Node) -> str:
     """What stands in a node's box."""
     if node.op in NETWORK_OPS:
         word = "" if node.op == "call" else "d " if node.op == "derivative" else f"{node.op} "
-        return f"{word}{node.call.network}" + (", some rows" if node.call.on_rows else "")
+        together = f", in call {node.call.together}" if node.call.together else ""
+        rows = ", some rows" if node.call.on_rows else ""
+        return f"{word}{node.call.network}{rows}{together}"
     if node.op == "number":
         return show(node.value)
     if isinstance(node.detail, str):

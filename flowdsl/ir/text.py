@@ -8,6 +8,7 @@ from flowdsl.ir.cells import analyse
 from flowdsl.ir.cost import PLAIN, RULES, Prices, cost, pass_cost, rows_of
 from flowdsl.ir.gradient import gradient
 from flowdsl.ir.graph import LEAVES, NETWORK_OPS, Graph, Node
+from flowdsl.ir.together import made
 from flowdsl.prelude.text import show
 
 
@@ -16,9 +17,7 @@ def graph_text(graph: Graph, prices: Prices = RULES) -> str:
     share and cost.
     """
     cells, flow = analyse(graph), gradient(graph)
-    lines = [
-        f"{graph.objective.name}: {len(graph.used)} values, {len(graph.calls())} network passes"
-    ]
+    lines = [f"{graph.objective.name}: {len(graph.used)} values, {len(made(graph))} network passes"]
     for at in graph.used:
         node = graph[at]
         if node.op in LEAVES:
@@ -65,7 +64,8 @@ def described(graph: Graph, node: Node) -> str:
         text = f"{node.op} {text}" + (f" along ({', '.join(tangents)})" if tangents else "")
         text += f" on {inputs[-1]}" if call.on_rows else ""
         graph_kept = ", value with graph" if node.op == "beside" else ""
-        return named + text + (graph_kept if call.record else ", no graph")
+        text += graph_kept if call.record else ", no graph"
+        return named + text + (f", in call {call.together}" if call.together else "")
     detail = f" {node.detail}" if isinstance(node.detail, str) else ""
     return f"{named}{node.op}{detail} {', '.join(inputs)}".rstrip()
 

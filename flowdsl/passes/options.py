@@ -20,8 +20,10 @@ class Options:
     torch.compile needs it. `without` names passes to leave out. With `errors` the metrics also hold
     each term's squared error as it was before a weight that depends on it. With `chunk_rows`,
     derivatives that carry no gradient are taken of so many rows at a time, which caps their memory.
+    With `merge`, calls of one network are made in one, of so many batches' rows at most.
 
-    Raises DiagnosticError for a derivative or a pass that there is not, and for chunks of no rows.
+    Raises DiagnosticError for a derivative or a pass that there is not, for chunks of no rows, and
+    for merged calls of less than a batch.
     """
 
     optimize: bool = True
@@ -31,6 +33,7 @@ class Options:
     transcribed: bool = False
     errors: bool = False
     chunk_rows: int | None = None
+    merge: float | None = None
 
     def __post_init__(self) -> None:
         _known("derivative", self.derivative, DERIVATIVES)
@@ -38,6 +41,12 @@ class Options:
             _known("pass", name, OPTIONAL)
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise fail("compile", f"chunk_rows must be at least 1, not {self.chunk_rows}")
+        if self.merge is not None and not self.merge >= 1:
+            raise fail(
+                "compile",
+                f"merge must be at least 1, not {self.merge:g}",
+                hint="it is the most rows that one call may have, in batches",
+            )
 
     @property
     def exact(self) -> bool:

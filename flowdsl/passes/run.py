@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from flowdsl.ir.cost import DIFFERENCE, PLAIN, RULES, Prices, cost
 from flowdsl.ir.graph import Graph, verify
+from flowdsl.ir.together import made
 from flowdsl.passes.beside import beside
 from flowdsl.passes.common import common
 from flowdsl.passes.decide import decide
 from flowdsl.passes.duals import duals
 from flowdsl.passes.fold import fold
+from flowdsl.passes.merge import merge
 from flowdsl.passes.options import Options
 from flowdsl.passes.phases import phases
 from flowdsl.passes.program import Phase, Program, Step
@@ -85,6 +87,10 @@ def run_passes(graph: Graph, options: Options | None = None) -> Program:
         for each in _chosen(PHASE_PASSES, options):
             current = each.run(current, options)
             steps.append(_step(each.name, phase.name, current, prices))
+        if options.merge is not None:  # at the very end: what a call computes is settled
+            current = merge(current, options.merge)
+            verify(current)
+            steps.append(_step("merge", phase.name, current, prices))
         done.append(replace(phase, graph=current))
     if len(done) == 1:
         done = [replace(done[0], name="")]
@@ -121,7 +127,7 @@ def _chosen(passes: tuple[Pass, ...], options: Options) -> list[Pass]:
 
 
 def _step(name: str, phase: str, graph: Graph, prices: Prices) -> Step:
-    return Step(name, phase, len(graph.used), len(graph.calls()), cost(graph, prices).total)
+    return Step(name, phase, len(graph.used), len(made(graph)), cost(graph, prices).total)
 
 
 def protocol(program: Program) -> str:

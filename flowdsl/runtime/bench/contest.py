@@ -35,6 +35,7 @@ OPTIMISED = "optimised"
 RECOMPUTED = "recomputed"
 WITHOUT = "without "
 CHUNKED = "in chunks"
+MERGED = "merged"
 #: Another computation than the others, which it only approaches: its error is shown, not judged.
 DIFFERENCE = "difference"
 COMPILED = ", compiled"
