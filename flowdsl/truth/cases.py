@@ -19,6 +19,7 @@ from flowdsl.spec.core import (
     Level,
     Number,
     assume,
+    children,
     conditions_of,
     select,
     transform,
@@ -109,7 +110,7 @@ def cases(objective: Objective, domain: Domain, term: Term) -> list[Case]:
         """`expressions` are those that tell rows apart, as they are where the facts hold."""
         if term.rows is not None and assume(term.rows, facts) == FALSE:
             return
-        condition = _next_condition(expressions)
+        condition = _next_condition(expressions) or _next_order(domain, term, facts)
         if condition is None:
             leaves.append(make_case(domain, term, facts, implied))
             if len(leaves) > LIMIT:
@@ -135,6 +136,37 @@ def _next_condition(expressions: list[Expr]) -> Expr | None:
         key=lambda c: (not isinstance(c, Draw), level_of(c) is not Level.STEP),
         default=None,
     )
+
+
+def _next_order(domain: Domain, term: Term, facts: dict[Expr, bool]) -> Expr | None:
+    """`a < b`, where min(a, b) or max(a, b) stands beside a and b themselves, in either order.
+
+    Where one of the two is seen nowhere else, the smaller of them is a time like any other.
+    """
+    sides = [
+        settle(domain, facts, on_rows(e, facts))
+        for e in (term.prediction, term.target)
+        if e is not None
+    ]
+    outside: set[Expr] = set()
+    inside: dict[Apply, None] = {}
+
+    def visit(node: Expr) -> None:
+        if isinstance(node, Apply) and node.op in ("min", "max"):
+            inside[node] = None
+        elif node not in outside:
+            outside.add(node)
+            for child in children(node):
+                visit(child)
+
+    for side in sides:
+        visit(side)
+    for node in inside:
+        draws = {n for n in walk(node) if isinstance(n, Draw)}
+        order = Apply("lt", node.args)
+        if draws and draws <= outside and order not in facts:
+            return order
+    return None
 
 
 SYMBOLS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}

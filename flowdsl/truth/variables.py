@@ -64,6 +64,8 @@ def opaque_times(objective: Objective) -> list[tuple[str, Expr]]:
 
     def visit(expr: Expr) -> bool:
         """Does the expression, outside of names that are found, contain what is opaque?"""
+        if _vanishes(expr):
+            return False
         if expr not in known:
             inside = [visit(child) for child in children(expr)]
             known[expr] = any(inside) or _is_opaque(expr)
@@ -106,6 +108,18 @@ def _is_time(objective: Objective, expr: Expr) -> bool:
         or (isinstance(node, Draw) and node.kind in (Kind.TIME, Kind.SCALAR))
         for node in walk(expr)
     )
+
+
+def _vanishes(expr: Expr) -> bool:
+    """Is this 0 whatever stands in it: x - x, or a product with it?"""
+    match expr:
+        case Number(value):
+            return value == 0
+        case Apply("sub", (a, b)):
+            return a == b
+        case Apply("mul", (a, b)):
+            return _vanishes(a) or _vanishes(b)
+    return False
 
 
 def _is_opaque(expr: Expr) -> bool:
