@@ -139,7 +139,7 @@ def _next_condition(expressions: list[Expr]) -> Expr | None:
 
 
 def _next_order(domain: Domain, term: Term, facts: dict[Expr, bool]) -> Expr | None:
-    """`a < b`, where min(a, b) or max(a, b) stands beside a and b themselves, in either order.
+    """`a < b`, where min(a, b) or max(a, b) of two draws stands beside the draws themselves.
 
     Where one of the two is seen nowhere else, the smaller of them is a time like any other.
     """
@@ -162,9 +162,9 @@ def _next_order(domain: Domain, term: Term, facts: dict[Expr, bool]) -> Expr | N
     for side in sides:
         visit(side)
     for node in inside:
-        draws = {n for n in walk(node) if isinstance(n, Draw)}
         order = Apply("lt", node.args)
-        if draws and draws <= outside and order not in facts:
+        drawn = all(isinstance(a, Draw) for a in node.args)
+        if drawn and outside.issuperset(node.args) and order not in facts:
             return order
     return None
 
