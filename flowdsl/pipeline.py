@@ -7,7 +7,7 @@ source text -> syntax tree -> typed objective -> report
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache, partial
@@ -147,18 +147,23 @@ def standalone(tree: Tree) -> str:
     return format_tree(replace(merged(tree), extends=None))
 
 
+def _beside(objective: Objective) -> Callable[[str], Objective]:
+    """Reads the objectives that stand beside this one, or are shipped."""
+    here = Path(objective.source.name).parent
+
+    def find(name: str) -> Objective:
+        return typed(parse(find_source(name, here if here.is_dir() else None)))
+
+    return find
+
+
 def checked(
     objective: Objective, *, only: Iterable[str] | None = None, time_limit: float = 20.0
 ) -> Report:
     """Typed objective -> report. The limit is in seconds, for each check."""
     from flowdsl.checks import check
 
-    here = Path(objective.source.name).parent
-
-    def find(name: str) -> Objective:
-        return typed(parse(find_source(name, here if here.is_dir() else None)))
-
-    report = check(objective, only=only, time_limit=time_limit, find=find)
+    report = check(objective, only=only, time_limit=time_limit, find=_beside(objective))
     if objective.extends is None:
         return report
     return report.told(partial(inherited, source=objective.source, line=objective.line))
@@ -197,7 +202,7 @@ def certified(objective: Objective) -> CertificateReport:
     """Typed objective -> certificate: its compiled loss, measured on an exact flow. Needs torch."""
     from flowdsl.certify import certify
 
-    return certify(objective, compiled)
+    return certify(objective, compiled, find=_beside(objective))
 
 
 def derived(objective: Objective, *, latex: bool = False) -> str:

@@ -147,7 +147,7 @@ def measured(fate: Fate, objective: Objective, report: Report) -> Fate:
     from flowdsl.certify import certify
 
     began = time.process_time()
-    certificate = certify(objective, compiled)
+    certificate = certify(objective, compiled, find=load)
     fate = replace(fate, measuring=time.process_time() - began)
     joined = with_certificate(report, certificate)
     wrong = [v for v in joined.of("certificate") if v.status == "disagreement"]

@@ -61,7 +61,19 @@ def test_a_field_that_no_equation_tells_is_not_measured() -> None:
     assert term.reason.startswith("which field is to be learned cannot be read: ")
 
 
-def test_a_network_that_is_not_shown_its_time_has_no_truth_to_measure_against() -> None:
-    for term in certify(load("imf"), compiled, rows=256, batches=8).terms:
-        assert term.outcome == "not measured"
-        assert term.reason == "net does not see enough to tell the map's times apart"
+TURNING = """objective turning "t" arXiv:1
+path z(t) = (1 - t) * data + (t + t^2) / 2 * noise
+times t ~ uniform(0, 1)
+network v(z)
+target match v(z) to velocity
+loss mse
+"""
+
+
+def test_a_network_that_is_not_shown_its_time_is_measured_where_a_state_can_tell_it() -> None:
+    (term,) = certify(load_text(TURNING), compiled, rows=256, batches=8).terms
+    assert term.outcome == "not measured"
+    assert term.reason == "a network is not shown the time, and no state tells it"
+    told = load_text(TURNING.replace("(t + t^2) / 2", "t^2"))
+    (term,) = certify(told, compiled, rows=256, batches=8).terms
+    assert term.outcome == "zero", term

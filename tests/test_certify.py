@@ -66,15 +66,16 @@ def test_alphaflow_is_certified_to_second_order() -> None:
     assert (verdict.shown, tied.status, report.ok) == ("order 2", "certified", True)
 
 
-#: Certified above; or ten seconds long and alike to one of them (alphaflow_xl).
-CLOSER = {"alphaflow_xl", "flow_matching", "meanflow", "tvm", "shortcut", "alphaflow",
+#: Certified above; or ten seconds long and alike to one of them (alphaflow_xl), or to one that is
+#: certified here (imf is imf_boundary with another head).
+CLOSER = {"alphaflow_xl", "imf", "flow_matching", "meanflow", "tvm", "shortcut", "alphaflow",
           "alphaflow_squared", "trajectory_flow_matching"}  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", sorted(set(shipped_names()) - CLOSER))
 def test_no_shipped_objective_contradicts_its_proof(spec: str) -> None:
     objective = load(spec)
-    found = certify(objective, compile_spec, rows=256, batches=8)
+    found = certify(objective, compile_spec, rows=256, batches=8, find=load)
     report = with_certificate(check(objective, find=load), found)
     words = {t.term: agreement(report, t) for t in found.terms}
     assert set(words.values()) <= {"agrees", "not measured"}, found.render()
@@ -261,12 +262,6 @@ loss mse
     ("network", "map_", "target", "reason"),
     [
         (
-            "u(z, h)",
-            "z(t) -> z(r) = z - (t - r) * u(z, t - r)",
-            "match u(z, t - r) to velocity",
-            "does not see enough",
-        ),
-        (
             "u(z, t, r)",
             "z(t) -> z(r) = z - (t - r) * (u(z, t, r) + u(z, r, t))",
             "match u(z, t, r) to velocity",
@@ -299,9 +294,8 @@ def test_what_cannot_be_certified_says_why(
     assert all("not measured" in v.message for v in shown)
 
 
-@pytest.mark.parametrize("name", ["imf", "free_flow"])
-def test_specs_beyond_the_certificate_do_not_crash_it(name: str) -> None:
-    found = certify(load(str(GOOD / f"{name}.flow")), compile_spec, **QUICK)
+def test_a_spec_beyond_the_certificate_does_not_crash_it() -> None:
+    found = certify(load(str(GOOD / "free_flow.flow")), compile_spec, **QUICK)
     assert {t.outcome for t in found.terms} == {"not measured"}
 
 

@@ -202,6 +202,30 @@ def test_only_needed_rows_are_evaluated() -> None:
     assert sorted(nets["u"].rows) == [10, 10, 30]
 
 
+NEVER = """objective never "t" arXiv:1
+path z(t) = (1 - t) * data + t * noise
+rows diagonal ~ share(0.5)
+times t, r ~ sorted(uniform(0, 1)); r = t on diagonal
+network net(z, t, r) -> u, v
+map z(t) -> z(r) = z - (t - r) * u(z, t, r)
+differentiate t along velocity
+target match u(z, t, r) + (t - r) * stop(d/dt[u(z, t, r)]) + v(z, t, r) to velocity on diagonal
+loss mse
+"""
+
+
+def test_a_derivative_that_no_row_needs_is_asked_on_none() -> None:
+    objective = pipeline.load_text(NEVER)
+    nets, (data, label) = networks(objective), batch(16)
+    found = compile_objective(objective)
+    plain = compile_objective(
+        pipeline.load_text(NEVER.replace("+ (t - r) * stop(d/dt[u(z, t, r)])", ""))
+    )
+    draws = found.draw(data)
+    values = [loss(nets, data, draws=draws, label=label)[0] for loss in (found, plain)]
+    torch.testing.assert_close(*values)
+
+
 def test_a_batch_without_special_rows_works() -> None:
     objective = objectives.meanflow()
     nets, (data, label) = networks(objective), batch(1)

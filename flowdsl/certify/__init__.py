@@ -25,19 +25,21 @@ def certify(
     rows: int = 512,
     batches: int = 16,
     seed: int = 0,
+    find: Callable[[str], Objective] | None = None,
 ) -> CertificateReport:
     """Measure the mean gradient of every matched term of an objective at the truth.
 
     `compile` makes the loss of a typed objective. Each measurement calls it on `batches` batches of
     `rows` rows, and on four times as many where these do not tell. What cannot be measured says so,
     in words; nothing is raised for it. For many objectives 256 rows and 8 batches are a quick
-    setting. Runs on one thread: there is too little in each operation to share.
+    setting. `find` reads the objectives of stages, from which networks are carried; without it
+    these compute the data's velocity. Runs on one thread: no operation has enough in it to share.
     """
     from flowdsl.certify.measure import Effort
     from flowdsl.certify.run import one_thread, run
 
     with one_thread():
-        return run(objective, compile, Effort(rows=rows, batches=batches, seed=seed))
+        return run(objective, compile, Effort(rows=rows, batches=batches, seed=seed), find)
 
 
 __all__ = ["CertificateReport", "Decay", "Measurement", "TermCertificate", "certify"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from flowdsl.certify.setting import training
 from flowdsl.checks.certificate import Decay
 from flowdsl.exact.certificate import Certificate
 from flowdsl.spec.core import (
+    Apply,
     Constant,
     Draw,
     Evaluate,
@@ -112,10 +113,15 @@ def families(objective: Objective, term: Term) -> Iterator[Family]:
         (n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME),
         key=lambda n: list(objective.draws).index(n.name),
     )
+    pair: tuple[tuple[str, Expr], ...] = ()
     if len(times) == 2 and not _seen_together(used, times):
-        first, second = times
+        pair = tuple((time.name, time) for time in times)
+    elif len(times) == 1:
+        pair = _levels(objective, used, times[0])
+    if pair:
+        (one, first), (two, second) = pair
         yield Family(
-            f"({first.name} - {second.name})",
+            f"({one} - {two})",
             tuple((s, _closer(objective, term, first, second, s)) for s in SHARES),
         )
     for name in objective.constants:
@@ -136,10 +142,31 @@ def _steps_in(objective: Objective, term: Term) -> bool:
                 seen = combination(node.args[0], objective.networks)
             except (Uncertified, IndexError):
                 continue
-            moved = [s for s in seen if isinstance(s, PathVelocity | PathState | Given)]
-            if any(s != own for s in moved):
+            if any(s != own for s in seen if _moves(objective, s)):
                 return True
     return False
+
+
+def _moves(objective: Objective, leaf: Expr) -> bool:
+    """Is a part of a state one that a step made: a velocity, a guide's, or another state?"""
+    if isinstance(leaf, Evaluate):
+        return objective.networks[leaf.network].frozen
+    return isinstance(leaf, PathVelocity | PathState | Given)
+
+
+def _levels(objective: Objective, used: set[Expr], drawn: Draw) -> tuple[tuple[str, Expr], ...]:
+    """Two times that are made of one draw, each by itself, and nothing else so made."""
+    found = [
+        (name, expr)
+        for name, expr in objective.definitions.items()
+        if isinstance(expr, Apply)
+        and expr in used
+        and objective.kind(expr) in (Kind.SCALAR, Kind.TIME)
+        and {n for n in walk(expr) if isinstance(n, Draw)} == {drawn}
+    ]
+    if len(found) != 2 or any(a in set(walk(b)) for (_, a), (_, b) in permutations(found, 2)):
+        return ()
+    return tuple(found)
 
 
 def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
@@ -150,7 +177,7 @@ def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
     )
 
 
-def _closer(objective: Objective, term: Term, first: Draw, second: Draw, share: float) -> Objective:
+def _closer(objective: Objective, term: Term, first: Expr, second: Expr, share: float) -> Objective:
     nearer = sub(first, mul(Number(Fraction(repr(share))), sub(first, second)))
 
     def moved(expr: Expr) -> Expr:

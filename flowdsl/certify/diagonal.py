@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flowdsl.certify.linear import folded
 from flowdsl.certify.places import Place
 from flowdsl.certify.shape import MapShape
 from flowdsl.spec.core import (
-    ONE,
-    ZERO,
-    Apply,
     Draw,
     Evaluate,
     Expr,
@@ -35,7 +33,7 @@ def on_diagonal(place: Place, shape: MapShape) -> Place | None:
         start, end = end, start
 
     def moved(expr: Expr) -> Expr:
-        return _folded(transform(expr, lambda node: start if node == end else node))
+        return folded(transform(expr, lambda node: start if node == end else node))
 
     learner, base = moved(place.learner), moved(place.base)
     assert isinstance(learner, Evaluate)
@@ -59,25 +57,3 @@ def _end(place: Place, shape: MapShape) -> Expr | None:
     inside = {n for a in seen.args[1:] for n in walk(a) if isinstance(n, Draw)}
     other = [n for n in inside if n.kind is Kind.TIME and n not in set(walk(place.base.time))]
     return other[0] if len(other) == 1 else None
-
-
-def _folded(expr: Expr) -> Expr:
-    """The tree without what has become zero."""
-    return transform(expr, _fold)
-
-
-def _fold(node: Expr) -> Expr:
-    match node:
-        case Apply("sub", (a, b)) if a == b:
-            return ZERO
-        case Apply("mul", (a, b)) if ZERO in (a, b):
-            return ZERO
-        case Apply("mul", (a, b)) if ONE in (a, b):
-            return b if a == ONE else a
-        case Apply("div" | "neg", (a, *_)) if a == ZERO:
-            return ZERO
-        case Apply("add", (a, b)) if ZERO in (a, b):
-            return b if a == ZERO else a
-        case Apply("sub", (a, b)) if b == ZERO:
-            return a
-    return node

@@ -10,12 +10,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flowdsl.certify.solution import Solution
+from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.solution import Equation, Solution
 from flowdsl.exact.field import MixtureField, label_column
 from flowdsl.exact.paths import Clock
 from flowdsl.exact.variation import Prepared
+from flowdsl.spec.core import Apply, Expr, Formal, Kind, walk
 
 Scalars = Mapping[str, Tensor]
+Cuts = tuple[float, ...] | tuple[Tensor, ...]
 GRID = 601  #: times at which the guidance is looked at for jumps
 
 
@@ -23,29 +26,42 @@ GRID = 601  #: times at which the guidance is looked at for jumps
 class Strength:
     """How much of the labelled velocity the field holds: 1 is the data's own.
 
-    `cuts` are the times at which it jumps; `steady` says that it is constant in between.
+    `cuts` are the times at which it jumps, `borders` these times where conditions of a row decide
+    them, as trees over the parameters; `steady` says that it is constant in between.
     """
 
     solution: Solution
     guided: bool
     cuts: tuple[float, ...]
     steady: bool
+    borders: tuple[Expr, ...] = ()
 
     def at(self, time: Tensor, scalars: Scalars) -> Tensor:
         """The strength at times (rows,) under conditions (rows,)."""
         return self.solution.relation(time, False, scalars).labelled
 
-    def pieces(self, scalars: Scalars, rows: int) -> list[Tensor]:
+    def cut(self, scalars: Scalars, like: Tensor) -> tuple[float, ...] | tuple[Tensor, ...]:
+        """The times at which it jumps under conditions, in order: (rows,) where these decide."""
+        if not self.borders:
+            return self.cuts
+        bound: dict[Expr, Tensor] = {Formal(n, Kind.SCALAR): v for n, v in scalars.items()}
+        numbers = self.solution.reader.numbers
+        found = torch.stack([numbers.rows(b, bound, like) for b in self.borders]).detach()
+        return tuple(found.sort(0).values)
+
+    def pieces(self, scalars: Scalars, cuts: Cuts, like: Tensor) -> list[Tensor]:
         """A steady strength between its cuts, for each row."""
         if self._constant is not None:
-            return [level.expand(rows) for level in self._constant]
-        like = torch.zeros(rows, dtype=torch.float64)
-        return [self.at(like + middle, scalars) for middle in self._middles]
-
-    @property
-    def _middles(self) -> list[float]:
-        low, high = self.solution.span
-        return [(a + b) / 2 for a, b in pairwise([low, *self.cuts, high])]
+            return [level.expand_as(like) for level in self._constant]
+        low, high = (torch.full_like(like, end) for end in self.solution.span)
+        if cuts:  # flows may run beyond the times at which states are drawn
+            low = torch.where(low < cuts[0], low, like * 0)
+            high = torch.where(high > cuts[-1], high, cuts[-1] + 0.01)
+        ends = [low, *cuts, high]
+        middles = torch.cat([like * 0 + (a + b) / 2 for a, b in pairwise(ends)])
+        count = len(ends) - 1  # all at once: one evaluation takes as long as many rows of it
+        repeated = {name: value.repeat(count) for name, value in scalars.items()}
+        return list(self.at(middles, repeated).reshape(count, -1))
 
     @cached_property
     def _constant(self) -> list[Tensor] | None:
@@ -53,7 +69,9 @@ class Strength:
         equation = self.solution.equation(False)
         if equation is None or equation.place.parameters:
             return None
-        return [self.at(torch.tensor([m], dtype=torch.float64), {}) for m in self._middles]
+        ends = [self.solution.span[0], *self.cuts, self.solution.span[1]]
+        middles = [torch.tensor([(a + b) / 2], dtype=torch.float64) for a, b in pairwise(ends)]
+        return [self.at(middle, {}) for middle in middles]
 
 
 def strength_of(solution: Solution) -> Strength:
@@ -71,9 +89,34 @@ def strength_of(solution: Solution) -> Strength:
     values = value(grid)
     rises = (values[1:] - values[:-1]).abs()
     jumps = torch.nonzero(rises > 10 * float(rises.median()) + 1e-9).flatten().tolist()
-    cuts = [_bisect(value, grid[k : k + 1], grid[k + 1 : k + 2]) for k in jumps]
+    cuts = tuple(_bisect(value, grid[k : k + 1], grid[k + 1 : k + 2]) for k in jumps)
     smooth = [float(r) for k, r in enumerate(rises) if k not in jumps]
-    return Strength(solution, True, tuple(cuts), max(smooth, default=0.0) < 1e-12)
+    steady = max(smooth, default=0.0) < 1e-12
+    return Strength(solution, True, cuts, steady, _borders(solution, equation, cuts))
+
+
+def _borders(solution: Solution, equation: Equation, cuts: tuple[float, ...]) -> tuple[Expr, ...]:
+    """The times with which the row's time is compared, where its conditions decide one of them.
+
+    Raises `Uncertified` where the field jumps at another time than these.
+    """
+    place = equation.place
+    roots = (equation.along, place.term.prediction, place.term.target)
+    found: dict[Expr, None] = {}
+    for node in (n for root in roots if root is not None for n in walk(place.reduce(root))):
+        if isinstance(node, Apply) and node.op in ("lt", "le", "gt", "ge"):
+            for one, other in (node.args, node.args[::-1]):
+                if one == place.base.time and not any(n == one for n in walk(other)):
+                    found[other] = None
+    if not any(n in place.parameters.values() for border in found for n in walk(border)):
+        return ()
+    like = torch.zeros(1, dtype=torch.float64)
+    scalars = solution.parameters(place, like)
+    bound: dict[Expr, Tensor] = {Formal(n, Kind.SCALAR): v for n, v in scalars.items()}
+    at = [float(solution.reader.numbers.rows(border, bound, like)) for border in found]
+    if any(min(abs(cut - time) for time in at) > 1e-6 for cut in cuts):
+        raise Uncertified("it is not known where guidance begins and ends", place.term.span)
+    return tuple(found)
 
 
 def _bisect(value: Callable[[Tensor], Tensor], left: Tensor, right: Tensor) -> float:
@@ -96,22 +139,22 @@ class GuidedField:
     strength: Strength
     scalars: Scalars
     levels: list[Tensor]  # a steady strength between its cuts
+    cuts: Cuts
 
     @classmethod
     def under(
-        cls, data: MixtureField, strength: Strength, scalars: Scalars, rows: int
+        cls, data: MixtureField, strength: Strength, scalars: Scalars, like: Tensor
     ) -> GuidedField:
-        """The field under conditions, for so many rows."""
+        """The field under conditions, for as many rows as `like` has."""
+        like = torch.zeros_like(like.detach())
+        cuts = strength.cut(scalars, like)
         known = strength.guided and strength.steady
-        return cls(data, strength, scalars, strength.pieces(scalars, rows) if known else [])
+        levels = strength.pieces(scalars, cuts, like) if known else []
+        return cls(data, strength, scalars, levels, cuts)
 
     @property
     def clock(self) -> Clock | None:
         return self.data.clock
-
-    @property
-    def cuts(self) -> tuple[float, ...]:
-        return self.strength.cuts
 
     def velocity(
         self,
@@ -135,12 +178,14 @@ class GuidedField:
             return self.data.prepared(rows, label)
         names = list(self.scalars)
         given = self.levels or [self.scalars[n] for n in names]
-        columns = torch.cat([label_column(rows, label), *(g[:, None] for g in given)], 1)
+        moving = [cut for cut in self.cuts if isinstance(cut, Tensor)] if self.levels else []
+        columns = torch.cat([label_column(rows, label), *(g[:, None] for g in given + moving)], 1)
 
         def strength(times: Tensor, columns: Tensor) -> Tensor:
             own = list(columns[:, 1:].unbind(1))
             if self.levels:
-                return self._steady(times, own)
+                count = len(self.levels)
+                return _steady(times, own[:count], tuple(own[count:]) if moving else self.cuts)
             return self.strength.at(times, dict(zip(names, own, strict=True)))
 
         return Prepared(columns, partial(self.data.stages, strength=strength))
@@ -149,10 +194,12 @@ class GuidedField:
         """The strength at times (rows,) or (many, rows)."""
         if not self.levels:
             return self.strength.at(time, self.scalars)
-        return self._steady(time, self.levels)
+        return _steady(time, self.levels, self.cuts)
 
-    def _steady(self, time: Tensor, levels: list[Tensor]) -> Tensor:
-        found = levels[0].expand_as(time)
-        for cut, level in zip(self.cuts, levels[1:], strict=True):
-            found = torch.where(time < cut, found, level)
-        return found
+
+def _steady(time: Tensor, levels: list[Tensor], cuts: Cuts) -> Tensor:
+    found = levels[0].expand_as(time)
+    places: list[float | Tensor] = [*cuts]
+    for cut, level in zip(places, levels[1:], strict=True):
+        found = torch.where(time < cut, found, level)
+    return found

@@ -23,6 +23,7 @@ from flowdsl.spec.core import (
     mul,
     neg,
     select,
+    transform,
 )
 from flowdsl.spec.kinds import HasHeads, kind_of
 
@@ -78,3 +79,25 @@ def _selected(condition: Expr, yes: Combination, no: Combination) -> Combination
         else select(condition, yes.get(leaf, ZERO), no.get(leaf, ZERO))
         for leaf in {**yes, **no}
     }
+
+
+def folded(expr: Expr) -> Expr:
+    """The tree without what has become zero."""
+    return transform(expr, _fold)
+
+
+def _fold(node: Expr) -> Expr:
+    match node:
+        case Apply("sub", (a, b)) if a == b:
+            return ZERO
+        case Apply("mul", (a, b)) if ZERO in (a, b):
+            return ZERO
+        case Apply("mul", (a, b)) if ONE in (a, b):
+            return b if a == ONE else a
+        case Apply("div" | "neg", (a, *_)) if a == ZERO:
+            return ZERO
+        case Apply("add", (a, b)) if ZERO in (a, b):
+            return b if a == ZERO else a
+        case Apply("sub", (a, b)) if b == ZERO:
+            return a
+    return node

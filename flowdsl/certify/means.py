@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowdsl.certify.errors import Uncertified
-from flowdsl.certify.linear import Combination, combination, plus, scaled
+from flowdsl.certify.linear import Combination, combination, folded, plus, scaled
 from flowdsl.certify.numbers import Numbers
 from flowdsl.certify.places import Place, label_of, state_argument
 from flowdsl.exact.paths import AffinePath
@@ -108,7 +108,9 @@ class MeanReader:
     def _plan(self, place: Place, expr: Expr) -> list[tuple[Expr, Expr | _Call]]:
         known = self._plans.get((place, expr))
         if known is None:
-            terms = self._opened(place, combination(place.reduce(expr), self.objective.networks))
+            terms = self._opened(
+                place, combination(folded(place.reduce(expr)), self.objective.networks)
+            )
             known = self._plans[place, expr] = [
                 (factor, self._call(place, leaf) if isinstance(leaf, Evaluate) else leaf)
                 for leaf, factor in terms.items()

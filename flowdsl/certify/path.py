@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 
 from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.inverse import SHOWN, inverted
 from flowdsl.certify.linear import combination
 from flowdsl.certify.numbers import Numbers
+from flowdsl.certify.shape import quotient
 from flowdsl.exact.paths import AffinePath, Schedule, asinh_clock
+from flowdsl.exact.told import Telling
 from flowdsl.spec.core import ZERO, Expr, Formal, Kind
 from flowdsl.spec.objective import Objective, Path
 
@@ -32,6 +35,23 @@ def affine_path(objective: Objective, path: Path, numbers: Numbers) -> AffinePat
         sigma=sigma,
         sigma_dot=sigma_dot,
         clock=asinh_clock(DATA_STD) if still else None,
+    )
+
+
+def telling(objective: Objective, path: Path, numbers: Numbers) -> Telling:
+    """The entry of states that tells their time. Raises `Uncertified` where the factor of the noise
+    cannot be turned around."""
+    own, time = affine_path(objective, path, numbers), Formal(path.time, Kind.TIME)
+    factor = combination(path.body, objective.networks).get(ENDS[1], ZERO)
+    tree = inverted(factor, time)
+    if tree is None:
+        raise Uncertified("a network is not shown the time, and no state tells it", path.span)
+    rates = own.sigma_dot(torch.linspace(0.1, 0.9, 5, dtype=torch.float64))
+    steady = bool((rates - rates[0]).abs().max() < 1e-12)
+    return Telling(
+        own,
+        lambda entry: numbers.rows(tree, {SHOWN: entry}, entry),
+        (lambda t, s: own.sigma_dot(t)) if steady else lambda t, s: quotient(own.sigma, t, s),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,14 +11,18 @@ import torch
 
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.held import held
+from flowdsl.certify.lessons import Find, lessons
 from flowdsl.certify.measure import Effort, measure, moment
 from flowdsl.certify.part import Compile, Job, Part, beside, compiled, measured
-from flowdsl.certify.setting import Law, Setting, setting
+from flowdsl.certify.regression import Guide
+from flowdsl.certify.setting import Law, Setting, made, setting
 from flowdsl.certify.strata import strata
+from flowdsl.certify.truth import Truths
 from flowdsl.certify.variant import Bare, as_written, bare
 from flowdsl.checks.certificate import CertificateReport, Measurement, Outcome, TermCertificate
 from flowdsl.exact.estimation import LossLike
 from flowdsl.exact.mixture import GaussianMixture
+from flowdsl.exact.paths import AffinePath
 from flowdsl.spec.objective import Objective, Term
 
 #: What is told of a term whose kinds of rows differ: the first of these.
@@ -50,7 +54,9 @@ def once_each(compile: Compile) -> Compile:
     return compiled_once
 
 
-def run(objective: Objective, compile: Compile, effort: Effort) -> CertificateReport:
+def run(
+    objective: Objective, compile: Compile, effort: Effort, find: Find | None = None
+) -> CertificateReport:
     """Certify every matched term of an objective; what cannot be measured says why."""
     began = time.perf_counter()
     compile = once_each(compile)
@@ -70,7 +76,14 @@ def run(objective: Objective, compile: Compile, effort: Effort) -> CertificateRe
             raise Uncertified(refused)
         if not own.terms:
             raise Uncertified("no term states an identity")
-        return setting(own, compiled(own, compile), law)
+        return setting(own, compiled(own, compile), law, learn)
+
+    def learn(path: AffinePath) -> Mapping[str, Guide]:
+        return lessons(objective, find, taught, path)
+
+    def taught(other: Objective) -> Truths:
+        own = bare(other).objective
+        return made(own, compiled(own, compile), law).truths
 
     try:
         where = ready(plain.objective)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,22 +13,26 @@ from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.guided import GuidedField, Strength, strength_of
 from flowdsl.certify.means import MeanReader
 from flowdsl.certify.numbers import Numbers
-from flowdsl.certify.path import affine_path
+from flowdsl.certify.path import affine_path, telling
 from flowdsl.certify.places import Place, RowKind, places, refuse_generated, row_kinds
+from flowdsl.certify.regression import Guide
 from flowdsl.certify.shape import MapShape
 from flowdsl.certify.solution import Solution
 from flowdsl.certify.truth import Truths
-from flowdsl.exact.estimation import LossLike
+from flowdsl.exact.estimation import LossLike, RowField
 from flowdsl.exact.field import MixtureField
 from flowdsl.exact.flow import FlowMap
 from flowdsl.exact.mixture import GaussianMixture
 from flowdsl.exact.networks import Truth
+from flowdsl.exact.paths import AffinePath
+from flowdsl.exact.told import ToldField
 from flowdsl.exact.variation import Memo
 from flowdsl.spec.core import Expr, Kind, Level
 from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 
 Law = Callable[[GaussianMixture], GaussianMixture]
+Learn = Callable[[AffinePath], Mapping[str, Guide]]
 STEPS = 1_000_000  #: a long run, so that a warm-up counted in steps ends within it
 ACCURATE = 5e-5  #: mean error of an average velocity at which a flow's steps are fine enough
 COARSEST = 1e-2
@@ -50,7 +54,7 @@ class Setting:
     nothing to the data.
     """
 
-    field: MixtureField
+    field: RowField
     truths: dict[str, Truth]
     elsewhere: dict[str, Truth]
     error: float
@@ -70,9 +74,44 @@ def mixture(seed: int = 5) -> GaussianMixture:
     )
 
 
-def setting(objective: Objective, loss: LossLike, law: Law = lambda own: own) -> Setting:
+@dataclass(frozen=True)
+class Made:
+    """The truths of an objective's networks, and where its rows stand."""
+
+    truths: Truths
+    kinds: tuple[RowKind, ...]
+    places: tuple[Place, ...]
+    numbers: Numbers
+    error: float
+
+
+def _itself(own: GaussianMixture) -> GaussianMixture:
+    return own
+
+
+def _nobody(path: AffinePath) -> Mapping[str, Guide]:
+    del path
+    return {}
+
+
+def setting(
+    objective: Objective, loss: LossLike, law: Law = _itself, learn: Learn = _nobody
+) -> Setting:
     """The setting of an objective that `bare` has made; `law` is what the data's law is made of a
-    mixture. Raises `Uncertified`."""
+    mixture, `learn` tells what networks given from outside compute. Raises `Uncertified`."""
+    own = made(objective, loss, law, learn)
+    truths, path = own.truths, own.truths.data.path
+    other = replace(truths, data=MixtureField(law(mixture(OTHER)), path), memo=Memo())
+    networks = objective.networks.values()
+    exact = {n.name: truths.of(n) for n in networks}
+    away = {n.name: (truths if n.frozen else other).of(n) for n in networks}
+    told = truths.telling
+    rows = truths.data if told is None else ToldField(truths.data, told)
+    return Setting(rows, exact, away, own.error, own.kinds, own.places, own.numbers)
+
+
+def made(objective: Objective, loss: LossLike, law: Law = _itself, learn: Learn = _nobody) -> Made:
+    """The truths of an objective that `bare` has made. Raises `Uncertified`."""
     refuse_generated(objective)
     if len(objective.paths) != 1:
         raise Uncertified("more than one path, and no inner flow under a state of the first")
@@ -91,26 +130,25 @@ def setting(objective: Objective, loss: LossLike, law: Law = lambda own: own) ->
         shape.check()  # before what the field is: a network without a time has no truth to ask for
         shapes.setdefault(shape.network, shape)
     reader = MeanReader(objective, numbers, {path.state: data_field.path})
-    span = _span(objective, loss, data, found, numbers)
-    solution = Solution(objective, reader, shapes, found, span)
+    span, drawn = _drawn(objective, loss, data, found, numbers)
+    guides = learn(data_field.path)
+    solution = Solution(objective, reader, shapes, found, span, drawn, guides)
     strength = strength_of(solution)
     steps, error = (0, 0.0) if not shapes else _steps(solution, data_field, strength)
-    truths = Truths(solution, data_field, strength, steps)
-    other = replace(truths, data=MixtureField(law(mixture(OTHER)), data_field.path), memo=Memo())
-    networks = objective.networks.values()
-    exact = {n.name: truths.of(n) for n in networks}
-    away = {n.name: (truths if n.frozen else other).of(n) for n in networks}
-    return Setting(data_field, exact, away, error, tuple(kinds), found, numbers)
+    told = telling(objective, path, numbers) if solution.blind else None
+    truths = Truths(solution, data_field, strength, steps, told)
+    return Made(truths, tuple(kinds), found, numbers, error)
 
 
-def _span(
+def _drawn(
     objective: Objective,
     loss: LossLike,
     data: Tensor,
     found: tuple[Place, ...],
     numbers: Numbers,
-) -> tuple[float, float]:
-    """The times of the states that networks see, on rows that the loss draws."""
+) -> tuple[tuple[float, float], dict[Expr, Tensor]]:
+    """The span of the times of the states that networks see, on rows that the loss draws; and what
+    else is drawn on them."""
     draws = loss.draw(
         data,
         generator=torch.Generator().manual_seed(13),
@@ -128,9 +166,9 @@ def _span(
         if level_of(place.base.time) is Level.ROW:
             seen.append(numbers.rows(place.base.time, bound, data[:, 0]))
     if not seen:
-        return 0.02, 0.98
+        return (0.02, 0.98), bound
     times = torch.cat(seen)
-    return float(times.quantile(0.002)), float(times.quantile(0.998))
+    return (float(times.quantile(0.002)), float(times.quantile(0.998))), bound
 
 
 def _steps(solution: Solution, field: MixtureField, strength: Strength) -> tuple[int, float]:
@@ -144,7 +182,7 @@ def _steps(solution: Solution, field: MixtureField, strength: Strength) -> tuple
     state = field.path.state(data, noise, start)
     equation = solution.equation(False)
     scalars = {} if equation is None else solution.parameters(equation.place, start)
-    guided = GuidedField.under(field, strength, scalars, PROBES)
+    guided = GuidedField.under(field, strength, scalars, start)
 
     def table(steps: int) -> Tensor:
         flow = FlowMap(guided, steps)

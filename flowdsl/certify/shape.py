@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowdsl.certify.errors import Uncertified
+from flowdsl.certify.inverse import SHOWN, Reading, readings
 from flowdsl.certify.linear import Combination, combination
 from flowdsl.certify.numbers import Numbers
 from flowdsl.spec.core import (
@@ -89,6 +90,10 @@ class MapShape:
         """c."""
         return self.numbers.rows(self._scale, self._bound(start, end, scalars), start + end)
 
+    def fixed_scale(self, like: Tensor) -> Tensor:
+        """c, where it is the same at all times. Raises `Uncertified` where it is not."""
+        return self.numbers.rows(self._scale, {}, like)
+
     def slopes(self, start: Tensor, end: Tensor, scalars: Scalars) -> tuple[Tensor, Tensor]:
         """`(1 - A) / (s - t)` and `B / (s - t)`, smooth through `s = t`.
 
@@ -120,7 +125,7 @@ class MapShape:
             return self.weights(*times, scalars)[index]
 
         fixed, other = (start, end) if by_end else (end, start)
-        found = _quotient(moved, fixed, other)
+        found = quotient(moved, fixed, other)
         return -found if (index == 0) == by_end else found
 
     @cached_property
@@ -152,31 +157,67 @@ class MapShape:
         """The map's end where it is a fixed number."""
         return self.numbers.rows(self.flow_map.end, {}, like)
 
-    def times_of(self, shown: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Start and end of the map at which its network sees these times."""
-        found = {
-            f.name: self._solution(f, shown)
-            for f in (self.flow_map.start, self.flow_map.end)
-            if isinstance(f, Formal)
-        }
+    def times_of(
+        self, shown: Sequence[Tensor], told: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Start and end of the map at which its network sees these times; `told` is the time that
+        a blind network tells from its state."""
+        found = self._read(shown, told)
         like = next(iter(found.values()))
         start, end = self.flow_map.start, self.flow_map.end
         return (
-            found[start.name] if isinstance(start, Formal) else self.start_of(like),
-            found[end.name] if isinstance(end, Formal) else self.end_of(like),
+            found[start] if isinstance(start, Formal) else self.start_of(like),
+            found[end] if isinstance(end, Formal) else self.end_of(like),
         )
 
-    def _solution(self, formal: Formal, shown: Sequence[Tensor]) -> Tensor:
-        arguments = self.call.args[1:]
-        if formal in arguments:  # the very tensor: equal times stay one and the same
-            return shown[arguments.index(formal)]
+    def _read(self, shown: Sequence[Tensor], told: Tensor | None) -> dict[Expr, Tensor]:
+        plan = self._plan
+        if plan is None and not self.blind:
+            return self._solved(shown)
+        found: dict[Expr, Tensor] = {}
+        if self.blind:
+            assert told is not None
+            plan, found[self.flow_map.start] = self._plan_told, told
+        assert plan is not None
+        for one in plan:
+            value = shown[one.place]
+            if one.tree != SHOWN:  # else the very tensor: equal times stay one and the same
+                value = self.numbers.rows(one.tree, {**found, SHOWN: value}, value)
+            found[one.time] = value
+        return found
+
+    @cached_property
+    def _plan(self) -> tuple[Reading, ...] | None:
+        """How the times of the map follow, one after another, from those its network sees."""
+        return readings(self.call.args[1:], self._free)
+
+    @cached_property
+    def _plan_told(self) -> tuple[Reading, ...] | None:
+        """The same where its network knows the time of its state."""
+        start = self.flow_map.start
+        return readings(self.call.args[1:], [f for f in self._free if f != start], [start])
+
+    @cached_property
+    def blind(self) -> bool:
+        """Must the network tell the time from its state, for want of one that it sees?"""
+        if self._plan is not None or not isinstance(self.flow_map.start, Formal):
+            return False
+        try:
+            self._affine  # noqa: B018
+        except Uncertified:
+            return self._plan_told is not None
+        return False
+
+    def _solved(self, shown: Sequence[Tensor]) -> dict[Expr, Tensor]:
+        """Times from affine functions of both."""
         matrix, offsets = self._affine
-        names = self._free
-        inverse = torch.linalg.pinv(matrix)[names.index(formal)]
-        total = torch.zeros_like(shown[0])
-        for w, x, o in zip(inverse.tolist(), shown, offsets.tolist(), strict=True):
-            total = total + w * (x - o)
-        return total
+        found: dict[Expr, Tensor] = {}
+        for formal, row in zip(self._free, torch.linalg.pinv(matrix).tolist(), strict=True):
+            total = torch.zeros_like(shown[0])
+            for w, x, o in zip(row, shown, offsets.tolist(), strict=True):
+                total = total + w * (x - o)
+            found[formal] = total
+        return found
 
     @property
     def _free(self) -> list[Formal]:
@@ -187,6 +228,8 @@ class MapShape:
     def _affine(self) -> tuple[Tensor, Tensor]:
         """The shown times as an affine function of the map's: matrix and offsets."""
         free = self._free
+        if len(self.call.args) == 1:
+            raise Uncertified(f"{self.network} sees no time", self.call.span)
 
         def shown(values: Sequence[float]) -> Tensor:
             bound: dict[Expr, Tensor] = {
@@ -212,7 +255,8 @@ class MapShape:
 
     def check(self) -> None:
         """Raises `Uncertified` now rather than in the middle of a measurement."""
-        self._affine  # noqa: B018
+        if self._plan is None and not self.blind:
+            self._affine  # noqa: B018
 
 
 def over_interval(expr: Expr, start: Expr, end: Expr) -> Expr | None:
@@ -234,7 +278,7 @@ def over_interval(expr: Expr, start: Expr, end: Expr) -> Expr | None:
     return None
 
 
-def _quotient(f: Callable[[Tensor], Tensor], fixed: Tensor, other: Tensor) -> Tensor:
+def quotient(f: Callable[[Tensor], Tensor], fixed: Tensor, other: Tensor) -> Tensor:
     """`(f(other) - f(fixed)) / (other - fixed)`, smooth where the times are equal.
 
     Close by, it is the mean of f' in between, by Gauss and Legendre's rule with ten nodes.

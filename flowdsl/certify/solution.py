@@ -18,12 +18,15 @@ from flowdsl.certify.diagonal import on_diagonal
 from flowdsl.certify.errors import Uncertified
 from flowdsl.certify.means import MeanReader, Shown
 from flowdsl.certify.places import Place, state_argument
+from flowdsl.certify.regression import Guide, Regression, reading_of
 from flowdsl.certify.shape import MapShape
-from flowdsl.spec.core import Evaluate, Expr, PathVelocity, walk
+from flowdsl.spec.core import Evaluate, Expr, Level, PathVelocity, walk
+from flowdsl.spec.kinds import level_of
 from flowdsl.spec.objective import Objective
 
 Scalars = Mapping[str, Tensor]
 TOLERANCE = 1e-7
+SOME = 1.7  #: a value of a drawn condition, where it can have this one
 DEEPEST = 3  #: guidance by fields that are guided themselves
 
 
@@ -50,16 +53,6 @@ class Relation:
         return bool(torch.isfinite(worst)) and bool(worst < TOLERANCE)
 
 
-@dataclass(frozen=True)
-class Regression:
-    """A network that learns `p x + q v` at one time: the conditional mean of its target."""
-
-    place: Place
-    network: str
-    head: str
-    moment: int  # which of its times is that of its state
-
-
 @dataclass
 class Solution:
     """The truth of every network of one objective.
@@ -72,8 +65,20 @@ class Solution:
     shapes: Mapping[str, MapShape]
     places: tuple[Place, ...]
     span: tuple[float, float]
+    drawn: Mapping[Expr, Tensor] = field(default_factory=dict)  # of the rows of a batch
+    guides: Mapping[str, Guide] = field(default_factory=dict)
     regressions: dict[tuple[str, str], Regression] = field(default_factory=dict)
     _equations: dict[bool, Equation | None] = field(default_factory=dict)
+
+    @property
+    def blind(self) -> bool:
+        """Is there a network that has to tell the time from its state?"""
+        if any(shape.blind for shape in self.shapes.values()):
+            return True
+        mapped = {(network, shape.call.head) for network, shape in self.shapes.items()}
+        heads = {(p.learner.network, p.learner.head) for p in self.places} - mapped
+        learning = [self._learning(*head) for head in heads]
+        return any(bool(found) and reading_of(found[0]) is None for found in learning)
 
     # one-time regression
 
@@ -83,14 +88,8 @@ class Solution:
         if known is not None:
             return known
         reasons = []
-        for place in self.places:
-            call = place.learner
-            if (call.network, call.head) != (network, head):
-                continue
-            times = call.args[1:]
-            if call.directions or place.base.time not in times:
-                continue
-            found = Regression(place, network, head, times.index(place.base.time))
+        for place in self._learning(network, head):
+            found = Regression(place, network, head, reading_of(place))
             try:
                 probe = self.probe()
                 p, q = self.predicted(found, probe, self.parameters(place, probe))
@@ -106,6 +105,14 @@ class Solution:
             self.regressions[(network, head)] = found
             return found
         raise Uncertified(reasons[0] if reasons else f"nothing says what {head} learns")
+
+    def _learning(self, network: str, head: str) -> list[Place]:
+        """Where a network learns, at first where it is shown the time of its state."""
+        own = [p for p in self.places if (p.learner.network, p.learner.head) == (network, head)
+               and not p.learner.directions]  # fmt: skip
+        shown = [p for p in own if reading_of(p) is not None]
+        blind = [p for p in own if p not in shown and level_of(p.base.time) is Level.ROW]
+        return shown + blind
 
     def predicted(
         self, regression: Regression, time: Tensor, scalars: Scalars
@@ -133,11 +140,16 @@ class Solution:
         return self._equations[unlabelled]
 
     def _find(self, unlabelled: bool) -> Equation | None:
-        """The first equation that says that the field is guided. Raises `Uncertified` where there
-        are equations and none of them can be read: what is to be learned is then not known."""
+        """The first equation that says that the field is guided, of the most conditions. Raises
+        `Uncertified` where there are equations and none of them can be read: what is to be learned
+        is then not known."""
         unread: list[Uncertified] = []
         readable = False
+        best: Equation | None = None
         for equation in self._candidates(unlabelled):
+            known = None if best is None else len(best.place.parameters)
+            if known is not None and len(equation.place.parameters) <= known:
+                continue  # rows of more conditions say more: on others some of them are fixed
             probe = self.probe()
             scalars = self.parameters(equation.place, probe)
             try:
@@ -149,13 +161,14 @@ class Solution:
             own, other = found.labelled, found.free
             if unlabelled:
                 own, other = other, own
-            if found.is_guidance and bool((other.abs() > TOLERANCE).any()):
-                return equation
+            holds = bool((own.abs() > TOLERANCE).any())  # else it is no field of this label at all
+            if found.is_guidance and holds and bool((other.abs() > TOLERANCE).any()):
+                best = equation
         if unread and not readable:
             raise Uncertified(
                 f"which field is to be learned cannot be read: {unread[0].reason}", unread[0].span
             )
-        return None
+        return best
 
     def _candidates(self, unlabelled: bool) -> Iterator[Equation]:
         """The direction of differentiation speaks first, then each term about its own rows, at last
@@ -207,6 +220,13 @@ class Solution:
             if shown.call.conditions == place.conditions and not frozen:
                 own = own + weight
                 continue
+            same = torch.zeros_like(time)
+            if depth and not frozen and shown.unlabelled == place.unlabelled:
+                same = _alike(shown.scalars, needed, time)
+            own = own + same * weight
+            weight = (1 - same) * weight
+            if bool(same.all()):
+                continue
             step = DEEPEST if frozen else depth + 1
             other = self.relation(time, shown.unlabelled, shown.scalars, step)
             labelled = labelled + weight * other.labelled
@@ -216,17 +236,18 @@ class Solution:
     def value(self, shown: Shown, time: Tensor, checked: bool) -> tuple[Tensor, Tensor]:
         """A network at the row's state as multiples of the state and of the field there."""
         source, head = self.owner(shown.call)
-        one, zero = torch.ones_like(time), torch.zeros_like(time)
+        zero = torch.zeros_like(time)
         if self.objective.networks[source].frozen:
-            return zero, one
+            return self._guide(source, shown, time, checked)
         shape = self.shapes.get(source)
         if shape is None or head != shape.call.head:
             regression = self.regression(source, head)
-            if checked and not _equal(shown.times[regression.moment], time):
+            seen = regression.time(self.reader.numbers, shown.times, time)
+            if checked and not _equal(seen, time):
                 raise Uncertified("a network at another time than the row's", shown.call.span)
             scalars = {**self.parameters(regression.place, time), **shown.scalars}
             return self.predicted(regression, time, scalars)
-        start, end = shape.times_of(shown.times)
+        start, end = shape.times_of(shown.times, time)
         if checked and not (_equal(start, time) and _equal(end, time)):
             raise Uncertified("a network away from the diagonal", shown.call.span)
         scalars = {n: shown.scalars[n] for n in shape.parameters}
@@ -237,6 +258,17 @@ class Solution:
             return (1 - skip) / out, zero
         a, b = shape.slopes(time, time, scalars)
         return a / b, 1 / b
+
+    def _guide(
+        self, source: str, shown: Shown, time: Tensor, checked: bool
+    ) -> tuple[Tensor, Tensor]:
+        guide = self.guides.get(source)
+        if guide is None:
+            return torch.zeros_like(time), torch.ones_like(time)
+        of_state, of_field, when = guide.value(shown, time)
+        if checked and not _equal(when, time):
+            raise Uncertified("a network at another time than the row's", shown.call.span)
+        return of_state, of_field
 
     # probes
 
@@ -253,8 +285,27 @@ class Solution:
             try:
                 found[formal.name] = self.reader.numbers.rows(expr, {}, like)
             except Uncertified:
-                found[formal.name] = torch.full_like(like, 1.7)
+                found[formal.name] = torch.full_like(like, self._some(expr))
         return found
+
+    def _some(self, expr: Expr) -> float:
+        """A value of a condition, no special one of those that are drawn."""
+        try:
+            values = self.reader.numbers(expr, self.drawn)
+        except Uncertified:
+            return SOME
+        low, high = float(values.min()), float(values.max())
+        return SOME if low <= SOME <= high else (low + high) / 2
+
+
+def _alike(some: Scalars, others: Scalars, like: Tensor) -> Tensor:
+    """1 on rows whose conditions have the same values, else 0."""
+    same = torch.ones_like(like, dtype=torch.bool)
+    for name, value in others.items():
+        if name not in some:
+            return torch.zeros_like(like)
+        same = same & (some[name] == value)
+    return same.to(like)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

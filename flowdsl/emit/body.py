@@ -138,7 +138,9 @@ class Body:
         word = inner.name or (str(inner.detail) if inner.op == "draw" else "")
         wanted = "rows" if not word else f"not_{word}" if mask.op == "not" else f"{word}_rows"
         comment = ""
-        if isinstance(node.detail, Count):
+        if mask.op == "false":
+            text, comment = "torch.arange(0, device=data.device)", "no rows"
+        elif isinstance(node.detail, Count):
             # a stable sort of the mask's negation puts its rows first; shapes stay static
             outside = mask.inputs[0] if mask.op == "not" else node.inputs[0]
             text = self.printer.text(outside, ATOM)

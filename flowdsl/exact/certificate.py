@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from flowdsl.exact.estimation import Estimation, LossLike, Moment, Sampling
-from flowdsl.exact.field import MixtureField
+from flowdsl.exact.estimation import Estimation, LossLike, Moment, RowField, Sampling
 from flowdsl.exact.networks import ExactNetwork, Truth
 from flowdsl.runtime.contract import NetworkSignature, ObjectiveSignature
 
@@ -87,7 +86,7 @@ class Certificate:
 
 def certify(
     loss: LossLike,
-    field: MixtureField,
+    field: RowField,
     truths: Mapping[str, Truth],
     *,
     sampling: Sampling | None = None,

@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from flowdsl.exact.field import MixtureField
+from flowdsl.exact.mixture import GaussianMixture
 from flowdsl.exact.networks import ExactNetwork
+from flowdsl.exact.paths import AffinePath
 from flowdsl.runtime.checks import share_size
 from flowdsl.runtime.contract import ObjectiveSignature
 
@@ -51,6 +52,34 @@ class LossLike(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+class RowField(Protocol):
+    """Rows of data on a path, and what may have made a state of it."""
+
+    @property
+    def mixture(self) -> GaussianMixture: ...
+
+    @property
+    def path(self) -> AffinePath: ...
+
+    def sample(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+    def settled(self, draws: dict[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def posterior_points(
+        self, state: Tensor, time: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def posterior_sample(
+        self,
+        state: Tensor,
+        time: Tensor,
+        label: Tensor | None,
+        generator: torch.Generator,
+        *,
+        copies: int = 1,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Posterior:
     """States are kept, and what made them is replaced by `copies` of their posterior.
@@ -73,14 +102,14 @@ class Posterior:
 
     def again(
         self,
-        field: MixtureField,
+        field: RowField,
         data: Tensor,
         label: Tensor,
         draws: dict[str, Tensor],
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Data, labels and draws (rows * copies, …) for those of (rows, …), copies adjacent."""
-        rows, copies = len(data), self.of_size(data.shape[1])
+        rows, copies = len(data), self.of_size(field.mixture.dimension)
         times = self.state_time(draws, rows).to(data)
         kept = times.isfinite()
         some = torch.where(kept, times, times[kept].mean() if bool(kept.any()) else 0.5)
@@ -130,7 +159,7 @@ class Estimation:
     """One estimation: batches by number, reproducible, at the truth or at displaced networks."""
 
     loss: LossLike
-    field: MixtureField
+    field: RowField
     networks: dict[str, ExactNetwork]
     sampling: Sampling
     moment: Moment
@@ -153,7 +182,7 @@ class Estimation:
         """Data, labels and draws of one batch."""
         generator = torch.Generator().manual_seed(1_000_003 * self.sampling.seed + number)
         posterior = self.sampling.posterior
-        data, label = self.field.mixture.sample(self.states, generator)
+        data, label = self.field.sample(self.states, generator)
         draws = self._drawn(data, generator)
         if posterior is None:
             return data, label, draws
@@ -161,9 +190,10 @@ class Estimation:
 
     def _drawn(self, data: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         when = self.moment
-        return self.loss.draw(
+        draws = self.loss.draw(
             data, generator=generator, progress=when.progress, step=when.step, steps=when.steps
         )
+        return self.field.settled(draws)
 
     @property
     def rows(self) -> int:

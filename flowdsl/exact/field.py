@@ -87,6 +87,15 @@ class MixtureField:
     def cuts(self) -> tuple[float, ...]:
         return self.guidance.cuts
 
+    def sample(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Independent data (rows, d) and their labels (rows,)."""
+        return self.mixture.sample(rows, generator)
+
+    @staticmethod
+    def settled(draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The draws of a loss as rows of this field have them: as they are."""
+        return draws
+
     # Constants enter by matrix products wherever they can: under forward-mode differentiation, an
     # elementwise operation of a differentiated tensor with a constant costs several times as much
     # as a product of matrices.

@@ -15,13 +15,14 @@ from flowdsl.exact.variation import Average, Memo, Prepared
 
 
 class VelocityField(Protocol):
-    """A field `dx/dt = velocity(x, t)`, smooth but at the times in `cuts`, where it may jump."""
+    """A field `dx/dt = velocity(x, t)`, smooth but at the times in `cuts`, where it may jump:
+    numbers, or (rows,) and in order for every row."""
 
     @property
     def clock(self) -> Clock | None: ...
 
     @property
-    def cuts(self) -> tuple[float, ...]: ...
+    def cuts(self) -> tuple[float, ...] | tuple[Tensor, ...]: ...
 
     def velocity(
         self,
@@ -140,15 +141,16 @@ class FlowMap:
         scale: Tensor | None,
     ) -> Tensor:
         """The average velocity over an interval that may cross times at which the field jumps."""
-        edges = start.new_tensor([-math.inf, *sorted(self.field.cuts), math.inf])
+        inner = self._borders(start)
+        far = torch.full_like(inner[:1], math.inf)
+        edges = torch.cat([-far, inner, far])
         pieces = len(edges) - 1
-        inner = edges[1:-1]
-        first, last = torch.bucketize(start.detach(), inner), torch.bucketize(end.detach(), inner)
+        first, last = ((inner < time.detach()).sum(0) for time in (start, end))
         onward = first <= last
         total = torch.zeros_like(state)
         for turn in range(pieces):
             piece = torch.where(onward, turn, pieces - 1 - turn)
-            low, high = edges[piece], edges[piece + 1]
+            low, high = edges.gather(0, torch.stack([piece, piece + 1]))
             enter = torch.minimum(torch.maximum(start, low), high)
             leave = torch.minimum(torch.maximum(end, low), high)
             slope = self._within(state, enter, leave, label, scale)
@@ -160,6 +162,13 @@ class FlowMap:
             share = torch.where(alone, (piece == first).to(start), (leave - enter) / width)
             total = total + share[:, None] * slope
         return total
+
+    def _borders(self, like: Tensor) -> Tensor:
+        """The times at which the field jumps, (cuts, rows)."""
+        cuts = self.field.cuts
+        numbers = sorted(cut for cut in cuts if not isinstance(cut, Tensor))
+        rows = [cut for cut in cuts if isinstance(cut, Tensor)]
+        return torch.stack(rows or [torch.full_like(like.detach(), cut) for cut in numbers])
 
     def _within(
         self,

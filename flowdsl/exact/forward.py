@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from flowdsl.runtime.nets.duals import tangent_mode
+
 
 @contextmanager
 def at_primals(ctx: Any) -> Iterator[tuple[Tensor, ...]]:
@@ -53,8 +55,35 @@ def row_by_row(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     def spread(*few: Tensor) -> Tensor:
         return function(*(few[i] for i in places))
 
-    found: Tensor = applied(_Value, spread, *distinct)
-    return found
+    def value() -> tuple[Tensor, ...]:
+        return (applied(_Value, spread, *distinct),)
+
+    def tangent(results: tuple[Tensor, ...], *moves: Tensor | None) -> Tensor:
+        point = [x.detach() for x in distinct]
+        return _pushed(spread, point, moves).reshape(results[0].shape)
+
+    mode = tangent_mode()  # it would otherwise derive every operation inside
+    return value()[0] if mode is None else mode.paired(value, tangent, *distinct)
+
+
+def _pushed(
+    function: Callable[..., Tensor], point: Sequence[Tensor], moves: Sequence[Tensor | None]
+) -> Tensor:
+    """How the results, (rows, results), move with the arguments that do."""
+    found = {i: move for i, move in enumerate(moves) if move is not None}
+
+    def of_these(*some: Tensor) -> Tensor:
+        whole = list(point)
+        for i, x in zip(found, some, strict=True):
+            whole[i] = x
+        return function(*whole)
+
+    rates = applied(_Rates, of_these, *(point[i] for i in found))
+    moved = [
+        (rate * move.flatten(1)[:, None]).sum(2) if move.dim() > 1 else rate * move[:, None]
+        for rate, move in zip(rates, found.values(), strict=True)
+    ]
+    return torch.stack(moved).sum(0)
 
 
 class _Value(torch.autograd.Function):
@@ -72,13 +101,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
         with at_primals(ctx) as point:
-            rates = applied(_Rates, ctx.function, *point)
-            moved = [
-                (rate * move.flatten(1)[:, None]).sum(2) if move.dim() > 1 else rate * move[:, None]
-                for rate, move in zip(rates, tangents, strict=True)
-                if move is not None
-            ]
-            return torch.stack(moved).sum(0).reshape(ctx.shape)
+            return _pushed(ctx.function, point, tangents).reshape(ctx.shape)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:

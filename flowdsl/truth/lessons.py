@@ -15,8 +15,9 @@ from flowdsl.calculus.field import Element
 from flowdsl.calculus.numbers import path_weights
 from flowdsl.calculus.scalars import Scalars
 from flowdsl.diagnostics import DiagnosticError
+from flowdsl.spec.carried import carried_role, source_stage
 from flowdsl.spec.core import Kind
-from flowdsl.spec.objective import Objective, Stage
+from flowdsl.spec.objective import Objective
 from flowdsl.truth.learnt import Regression
 from flowdsl.truth.solver import Solver
 
@@ -29,14 +30,14 @@ def lesson(solver: Solver, owner: str, path: str) -> Regression | None:
 
     Raises `Undecided` where a stage tells of something else than a regression on that path.
     """
-    stage = _source(solver.objective, owner)
+    stage = source_stage(solver.objective, owner)
     if stage is None or solver.find is None:
         return None
     try:
         other = solver.find(stage.objective)
     except DiagnosticError:  # objectives that are not at hand are the trainer's to report
         return None
-    role = _role(other, owner)
+    role = carried_role(other, owner)
     if role is None:
         return None
     theirs = solver.of(other)
@@ -52,30 +53,6 @@ def lesson(solver: Solver, owner: str, path: str) -> Regression | None:
             raise Undecided(f"{owner} comes from the stage {stage.name}, which has another path")
         return _moved(solver, theirs, learned)
     return None
-
-
-def _source(objective: Objective, owner: str) -> Stage | None:
-    """The stage of another objective from which a network of this one is carried."""
-    stages = {stage.name: stage for stage in objective.stages}
-    for stage in objective.stages:
-        carried = dict(stage.carried)
-        if stage.objective == "this" and owner in carried:
-            found = stages.get(carried[owner])
-            return None if found is None or found.objective == "this" else found
-    return None
-
-
-def _role(other: Objective, owner: str) -> str | None:
-    """The network whose weights are carried: that of the same name, else the only one that
-    gives a state."""
-    learned = [
-        name
-        for name, network in other.networks.items()
-        if not network.frozen
-        and network.average_of is None
-        and sum(kind is Kind.STATE for _, kind in network.heads) == 1
-    ]
-    return owner if owner in learned else learned[0] if len(learned) == 1 else None
 
 
 def _same_path(one: Objective, mine: str, other: Objective, theirs: str) -> bool:
