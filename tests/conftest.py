@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Generator
@@ -10,6 +11,13 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Triton decides at its import whether its own functions can be interpreted, and torch.compile
+# imports it, too. Kernels are interpreted only where a test sets this once more.
+os.environ["TRITON_INTERPRET"] = "1"
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
+del os.environ["TRITON_INTERPRET"]
 
 settings.register_profile("flowdsl", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("flowdsl")

@@ -50,6 +50,7 @@ LIBRARIES = {
     "sympy": ("calculus",),
     "torch": ("ir", "emit", "exact", "certify", "runtime", "cli"),
     "typer": ("cli",),
+    "triton": ("runtime",),
 }
 
 #: Where torch may stand, inside packages that work without it.
@@ -99,6 +100,16 @@ def test_libraries_stand_where_they_belong(path: Path) -> None:
             assert room(path) in LIBRARIES[library], f"{library} has no place in {room(path)}"
         if library == "torch" and room(path) in ("ir", "emit", "cli"):
             assert str(path.relative_to(PACKAGE)) in TORCH_FILES
+
+
+def test_triton_is_imported_when_a_kernel_runs() -> None:
+    """It is there for graphics processors alone: no module imports it, or them, at its top."""
+    for path in modules():
+        if path.name != "kernels.py":
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [f"{getattr(node, 'module', '')}.{alias.name}" for alias in node.names]
+                    assert not any("triton" in n or n.endswith("nets.kernels") for n in names), path
 
 
 def test_there_is_no_cycle_between_modules() -> None:

@@ -72,7 +72,8 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        rule = _RULES.get(func._overloadpacket)
+        packet = func._overloadpacket
+        rule = _RULES.get(packet) or flop_registry.get(packet)
         if rule is not None:
             self.total += rule(*args, **kwargs, out_val=result)
         return result
@@ -99,9 +100,8 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any)
     return int(sdpa_backward_flop(grad, query, key, value))
 
 
-#: PyTorch's own rules, and those that it lacks.
+#: Rules that PyTorch's registry lacks.
 _RULES: dict[Any, Callable[..., Any]] = {
-    **flop_registry,
     aten.baddbmm_: _shaped(_baddbmm),
     aten._scaled_dot_product_flash_attention_for_cpu: _shaped(_attention),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _shaped(_attention_backward),

@@ -6,6 +6,9 @@ share the attention matrix P:
 
     S = a q kᵀ             P = softmax(S)   o = P v
     Ṡ = a (q̇ kᵀ + q k̇ᵀ)   Ṗ = J Ṡ         ȯ = Ṗ v + P v̇      J Y = P ∘ (Y − rowsum(P ∘ Y))
+
+On a graphics processor with Triton, kernels of our own do this without ever holding P
+(`kernel_attention`); elsewhere, products of matrices do.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowdsl.runtime.nets import kernel_attention
 from flowdsl.runtime.nets.duals import innermost_transform, is_dual, is_nested, join, split
 
 
@@ -63,10 +67,14 @@ def _under_jvp(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     filled = (
         torch.zeros_like(x) if t is None else t for x, t in zip(values, tangents, strict=True)
     )
-    rows = [x.reshape(-1, *x.shape[-2:]) for x in (*values, *filled)]
-    # The reverse rule by hand is for the everyday case. A compiler fuses elementary operations by
+    inputs = (*values, *filled)
+    # The reverse rules by hand are for the everyday case. A compiler fuses elementary operations by
     # itself, and further transforms around can only derive those.
-    if torch.compiler.is_compiling() or is_nested():
+    by_itself = not torch.compiler.is_compiling() and not is_nested()
+    if by_itself and kernel_attention.usable(*inputs):
+        return join(*_KernelAttention.call(*inputs))
+    rows = [x.reshape(-1, *x.shape[-2:]) for x in inputs]
+    if not by_itself:
         output, tangent = dual_attention(*rows)
     elif torch.is_grad_enabled():
         output, tangent = _DualAttention.call(*rows)
@@ -117,6 +125,40 @@ class _DualAttention(torch.autograd.Function):
         if dg is not None:
             return _dual_backward(inputs, p, dp, g, dg)
         return (None,) * 6 if g is None else (*_value_backward(inputs, p, g), None, None, None)
+
+
+class _KernelAttention(torch.autograd.Function):
+    """The same by kernels that keep two numbers per query instead of the two buffers."""
+
+    @classmethod
+    def call(cls, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        output, tangent, _, _ = cls.apply(*inputs)  # type: ignore[no-untyped-call]
+        return output, tangent
+
+    @staticmethod
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        scale = inputs[0].shape[-1] ** -0.5
+        found: tuple[Tensor, ...] = kernel_attention.forward(*inputs, scale)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs, output = list(ctx.saved_tensors[:6]), ctx.saved_tensors[6]
+        g, dg = grads[:2]
+        if torch.is_grad_enabled():  # to be derived once more
+            return _differentiable_backward(inputs, g, dg)
+        if g is None and dg is None:
+            return (None,) * 6
+        given = torch.zeros_like(output) if g is None else g
+        scale = output.shape[-1] ** -0.5
+        found = kernel_attention.backward(*ctx.saved_tensors, given, dg, scale)
+        return tuple(found) if dg is not None else (*found, None, None, None)
 
 
 def _dual_backward(

@@ -3,7 +3,8 @@
 With P = softmax(S), S = a q kᵀ + bias, the tangent of P v is Ṗ v + P v̇, where
 Ṗ = P ∘ (Ṡ − rowsum(P ∘ Ṡ)) and Ṡ = a (q̇ kᵀ + q k̇ᵀ). P is made anew, from the row sums that the
 kernel returns if these are known to be such; a few rows of the batch at a time, so that the
-matrices of token × token stay small.
+matrices of token × token stay small. Where kernels of our own run (`kernel_attention`), there are
+no such matrices.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowdsl.runtime.nets import kernel_attention
 from flowdsl.runtime.tangents.ledger import NotShared
 from flowdsl.runtime.tangents.rules.registry import Tangent, filled, rule
 
@@ -93,6 +95,11 @@ def _tangent(
     key, value = _repeated(given.key, heads), _repeated(given.value, heads)
     moved = [None if t is None else _repeated(t, heads) for t in (dq, dk, dv)]
     bias = given.bias
+    if bias is None and not given.causal:
+        whole = (q, key, value, *map(_still, moved, (q, key, value)))
+        if kernel_attention.usable(*whole):
+            tangent: Tensor = kernel_attention.forward(*whole, given.scale)[1]
+            return tangent
     if bias is not None:
         bias = bias.expand(*q.shape[:3], key.shape[2])
     found = torch.empty_like(out)  # laid out as the value is, which the network reshapes next
@@ -108,6 +115,11 @@ def _tangent(
         )
         found[part] = _piece(piece, *ts).view_as(found[part])
     return found
+
+
+def _still(tangent: Tensor | None, x: Tensor) -> Tensor:
+    """A tangent, zero where there is none; which takes no memory."""
+    return x.new_zeros(()).expand_as(x) if tangent is None else tangent
 
 
 def _parts(query: Tensor, key: Tensor, device: str) -> Iterator[tuple[slice, int | slice]]:
