@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import flowdsl
+from flowdsl.diagnostics import DiagnosticError
 from flowdsl.runtime.agreement import outcome
 from flowdsl.runtime.bench.counting import FlopCounter
 from flowdsl.runtime.bench.steps import loss_step, make_batch, trainable
+from flowdsl.runtime.compiling import CheckedCompiled
 from flowdsl.runtime.contract import Argument, NetworkSignature
+from flowdsl.runtime.loss import Loss, LossModule
 from flowdsl.runtime.nets import SIZES, configure, network_from_config
 from flowdsl.runtime.tangents import Differentiable, Finding, NotShared
 
@@ -160,6 +164,98 @@ def test_a_loss_leaves_out_the_heads_that_it_does_not_read(monkeypatch: pytest.M
         for name, gradient in found.gradients.items():
             torch.testing.assert_close(gradient, outcomes[0].gradients[name], rtol=1e-9, atol=1e-11)
     assert work[1] < 0.9 * work[2] < 0.8 * work[0]
+
+
+class Own(nn.Module):
+    """Somebody's network for the role `net` of imf, which can leave out either head."""
+
+    takes_only_heads = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(5, 8, dtype=torch.float64)
+        self.heads = nn.ModuleDict({n: nn.Linear(8, 2, dtype=torch.float64) for n in ("u", "v")})
+
+    def forward(
+        self, z: Tensor, *numbers: Tensor, only_heads: Any = None, label: Any = None, **w: Tensor
+    ) -> Any:
+        times = [x.to(z.dtype)[:, None] for x in (*numbers, *w.values())]
+        hidden = self.trunk(torch.cat([z, *times], 1)[:, :5]).tanh()
+        asked = ("u", "v") if only_heads is None else only_heads
+        return tuple(self.heads[n](hidden) if n in asked else None for n in ("u", "v"))
+
+
+@cache
+def imf() -> Loss:
+    return flowdsl.load("imf").compile(fixed_shapes=True)
+
+
+def own_steps(network: nn.Module) -> tuple[LossModule, dict[str, Any]]:
+    loss = imf()
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(8, 2, generator=generator, dtype=torch.float64)
+    return loss.bind(network), {"data": data, "draws": loss.draw(data, generator=generator)}
+
+
+def test_somebodys_network_leaves_heads_out_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, checked against the loss as written, with fewer products than all heads need."""
+    products = []
+
+    def look(graph: torch.fx.GraphModule, example: Any) -> Any:
+        products.append(sum("linear" in str(n.target) for n in graph.graph.nodes))
+        return graph.forward
+
+    values = []
+    for able in (True, False):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        monkeypatch.setattr(Own, "takes_only_heads", able)
+        module, given = own_steps(Own())
+        compiled = CheckedCompiled(module, "eager")
+        turned = torch.compile(module, backend=look, fullgraph=True)
+        monkeypatch.setattr(compiled, "_compiled", turned)
+        values.append(compiled(**given)[0])
+        assert compiled.checks == 1
+    assert len(products) == 2
+    assert 0 < products[0] < products[1]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=0)
+
+
+class Deaf(Own):
+    def forward(self, z: Tensor, h: Tensor, *, label: Any, omega: Any, lo: Any, hi: Any) -> Any:
+        return super().forward(z, h, label=label, omega=omega, lo=lo, hi=hi)
+
+
+class Short(Own):
+    def forward(self, *arguments: Tensor, only_heads: Any = None, **conditions: Any) -> Any:
+        found = super().forward(*arguments, only_heads=only_heads, **conditions)
+        return tuple(x for x in found if x is not None)
+
+
+class Forgetful(Own):
+    def forward(self, *arguments: Tensor, only_heads: Any = None, **conditions: Any) -> Any:
+        u, v = super().forward(*arguments, only_heads=only_heads, **conditions)
+        return (u if only_heads is None else None), v
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Deaf, "says that it takes only_heads, and has no such argument"),
+        (Short, "asked for v alone by only_heads, it returns 1 of 2 values"),
+        (Forgetful, "asked for u, v alone by only_heads, it returns None for u"),
+    ],
+)
+def test_a_network_that_does_not_do_what_it_says_is_told(
+    network: type[nn.Module], words: str
+) -> None:
+    module, given = own_steps(network())
+    with pytest.raises(DiagnosticError, match=words):
+        module(**given)
+    if network is Short:
+        torch.compiler.reset()
+        with pytest.raises(DiagnosticError, match=words):
+            CheckedCompiled(module, "eager")(**given)
 
 
 def test_emitted_code_asks_for_what_it_reads() -> None:

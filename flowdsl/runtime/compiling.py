@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdsl.diagnostics import did_you_mean, fail
+from flowdsl.diagnostics import DiagnosticError, did_you_mean, fail
 from flowdsl.runtime.agreement import TOLERANCE, Outcome, compare
 from flowdsl.runtime.errors import first_line
 from flowdsl.runtime.tangents.state import Buffers, keep_random_state
@@ -95,6 +95,7 @@ class CheckedCompiled:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            self._told_uncompiled(data, given)
             raise fail(
                 "compile",
                 f"the loss does not compile as one graph: {first_line(error)}",
@@ -103,6 +104,18 @@ class CheckedCompiled:
                 "--compile`",
             ) from error
         return found
+
+    def _told_uncompiled(self, data: Tensor, given: Mapping[str, Any]) -> None:
+        """Raises what is wrong with the loss as it was written, if anything is: a compiler hides
+        it.
+        """
+        try:
+            with torch.no_grad():
+                self.module(data, **given)
+        except DiagnosticError as error:
+            raise error from None
+        except Exception:
+            return
 
     def _check(
         self, result: _Result, data: Tensor, given: Mapping[str, Any], rewind: Callable[[], None]

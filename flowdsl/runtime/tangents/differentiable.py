@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from flowdsl.runtime.nets.dit import Network
 from flowdsl.runtime.nets.duals import innermost_transform
-from flowdsl.runtime.tangents.heads import Asked, only
+from flowdsl.runtime.tangents.heads import Asked, only, takes_heads
 from flowdsl.runtime.tangents.ledger import NotShared
 from flowdsl.runtime.tangents.live import Live
 from flowdsl.runtime.tangents.shared import Direction, tangent_of, value_and_derivative
@@ -83,8 +83,7 @@ class Differentiable:
         """The network, of which only the values and derivatives of these heads are read: the
         others are None if it can leave them out (`takes_only_heads`), or computed for nothing.
         """
-        able = getattr(_bare(self.network), "takes_only_heads", False)
-        if not able or len(self.heads) < 2:
+        if len(self.heads) < 2 or not takes_heads(_bare(self.network)):
             return self
         return SomeHeads(self, Asked(self.heads, value, derivative))
 
