@@ -299,6 +299,22 @@ def test_a_spec_beyond_the_certificate_does_not_crash_it() -> None:
     assert {t.outcome for t in found.terms} == {"not measured"}
 
 
+def test_a_term_on_generated_samples_leaves_those_on_data_measured() -> None:
+    """What such a term alone teaches, and what is only minimised, need not be known for them."""
+    text = (SPECS / "flow_matching.flow").read_text()
+    text = text.replace("t ~ uniform(0, 1)", "t ~ uniform(0, 1); noise' ~ normal(0, 1)")
+    text = text.replace("network ", "network a(z) -> scalar; fake(z, t); ", 1)
+    text = text.replace(
+        "to velocity",
+        """to velocity
+critic match fake(x, t) to velocity(x)
+    minimise a(x)""",
+    ).replace("target ", "let x = z(t | data = stop(v(noise', t)))\ntarget ", 1)
+    found = certify(load_text(text), compile_spec, **QUICK)
+    assert [t.outcome for t in found.terms] == ["zero", "not measured", "not measured"]
+    assert found.terms[1].reason == "a path state is made of generated samples"
+
+
 def test_a_network_with_a_pole_is_not_measured() -> None:
     text = (SPECS / "meanflow.flow").read_text()
     wrong = text.replace("= z - (t - r) * u(z, t, r)", "= 2 * z - (t - r) * u(z, t, r)")

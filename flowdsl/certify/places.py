@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -167,12 +167,33 @@ def state_argument(objective: Objective, call: Evaluate) -> Combination | None:
         return None
 
 
-def refuse_generated(objective: Objective) -> None:
-    """Raises `Uncertified` where a path runs from samples that the objective generates itself."""
-    for term in objective.terms:
-        for expr in (term.prediction, term.target):
-            for node in walk(expr) if expr is not None else ():
-                if not isinstance(node, PathState | PathVelocity):
-                    continue
-                if any(isinstance(n, Evaluate) for n in walk(node)):
-                    raise Uncertified("a path state is made of generated samples", node.span)
+def of_data(objective: Objective) -> tuple[Objective, tuple[Term, ...]]:
+    """The objective's matched terms on data, and those on samples that it generates itself.
+
+    What these alone teach, and what is only minimised, has no part in the rest: no truth of it need
+    be known.
+    """
+    matched = tuple(term for term in objective.terms if term.target is not None)
+    generated = tuple(term for term in matched if _generated(term))
+    terms = tuple(term for term in matched if term not in generated)
+    if terms == objective.terms:
+        return objective, ()
+    roots = [e for t in terms for e in (t.loss, t.prediction, t.target) if e is not None]
+    roots += [flow_map.body for flow_map in objective.maps.values()]
+    if objective.moving is not None and objective.moving.along is not None:
+        roots.append(objective.moving.along)
+    used = {n.network for root in roots for n in walk(root) if isinstance(n, Evaluate)}
+    used |= {source for n in used if (source := objective.networks[n].average_of) is not None}
+    networks = {name: n for name, n in objective.networks.items() if name in used}
+    return replace(objective, terms=terms, networks=networks, players=(), sampler=()), generated
+
+
+def _generated(term: Term) -> bool:
+    """Does a path run from samples that networks made?"""
+    return any(
+        isinstance(node, PathState | PathVelocity)
+        and any(isinstance(inner, Evaluate) for inner in walk(node))
+        for expr in (term.prediction, term.target)
+        if expr is not None
+        for node in walk(expr)
+    )

@@ -14,6 +14,7 @@ from flowdsl.certify.held import held
 from flowdsl.certify.lessons import Find, lessons
 from flowdsl.certify.measure import Effort, measure, moment
 from flowdsl.certify.part import Compile, Job, Part, beside, compiled, measured
+from flowdsl.certify.places import of_data
 from flowdsl.certify.regression import Guide
 from flowdsl.certify.setting import Law, Setting, made, setting
 from flowdsl.certify.strata import strata
@@ -60,7 +61,14 @@ def run(
     """Certify every matched term of an objective; what cannot be measured says why."""
     began = time.perf_counter()
     compile = once_each(compile)
-    terms: list[TermCertificate] = []
+    written = objective.terms
+    objective, generated = of_data(objective)
+    terms = [_unmeasured(t, "a path state is made of generated samples") for t in generated]
+    terms += [
+        _unmeasured(t, "it states no identity, so nothing is known of it")
+        for t in written
+        if t.target is None
+    ]
     law: Law = _as_it_is
     refused = ""
     try:
@@ -88,7 +96,7 @@ def run(
     try:
         where = ready(plain.objective)
     except Uncertified as uncertified:
-        terms = [_unmeasured(t, uncertified.reason) for t in plain.objective.terms]
+        terms += [_unmeasured(t, uncertified.reason) for t in plain.objective.terms]
     else:
         for term in plain.objective.terms:
             jobs = [
@@ -96,9 +104,8 @@ def run(
                 for rows in strata(plain.objective, term, where.kinds)
             ]
             terms.append(_term(objective, plain, term, jobs))
-    for term in objective.terms:
-        if term.target is None:
-            terms.append(_unmeasured(term, "it states no identity, so nothing is known of it"))
+    order = [term.name for term in written]
+    terms.sort(key=lambda told: order.index(told.term))
     return CertificateReport(objective.name, tuple(terms), time.perf_counter() - began)
 
 

@@ -14,7 +14,7 @@ from flowdsl.certify.guided import GuidedField, Strength, strength_of
 from flowdsl.certify.means import MeanReader
 from flowdsl.certify.numbers import Numbers
 from flowdsl.certify.path import affine_path, telling
-from flowdsl.certify.places import Place, RowKind, places, refuse_generated, row_kinds
+from flowdsl.certify.places import Place, RowKind, places, row_kinds
 from flowdsl.certify.regression import Guide
 from flowdsl.certify.shape import MapShape
 from flowdsl.certify.solution import Solution
@@ -112,7 +112,6 @@ def setting(
 
 def made(objective: Objective, loss: LossLike, law: Law = _itself, learn: Learn = _nobody) -> Made:
     """The truths of an objective that `bare` has made. Raises `Uncertified`."""
-    refuse_generated(objective)
     if len(objective.paths) != 1:
         raise Uncertified("more than one path, and no inner flow under a state of the first")
     constants = {name: float(value) for name, value in objective.constants.items()}
