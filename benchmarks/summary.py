@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HEAD = (
-    "| network | objective | step | time of plain | IQR | time of FM | FLOPs / F | peak of plain | "
-    "gradient error |"
+    "| network | objective | step | times as fast as plain | time of FM | FLOPs / F | "
+    "peak of plain | gradient error |"
 )
+COMPILED = ", compiled"
 
 
 def main() -> None:
@@ -22,27 +24,37 @@ def main() -> None:
         print(HEAD)
         print("|---" * HEAD.count(" | ") + "|---|")
         for group in result["groups"]:
+            rows = {row["name"]: row for row in group["rows"]}
             for row in group["rows"]:
-                print(line(group, row))
+                print(line(group, row, rows, result["clock"]))
 
 
-def line(group: dict[str, Any], row: dict[str, Any]) -> str:
+def line(
+    group: dict[str, Any], row: dict[str, Any], rows: dict[str, dict[str, Any]], clock: str
+) -> str:
     phase = f", {group['phase']}" if group["phase"] else ""
-    time = row["ms"] or {"median": 0, "lower": 0, "upper": 0}
-    spread = (time["upper"] - time["lower"]) / time["median"] if time["median"] else None
     error = None if row["agreement"] is None else f"{row['agreement']['gradient']:.0e}"
+    unit = rows.get("FM step" + (COMPILED if row["name"].endswith(COMPILED) else ""))
     cells = [
         f"{group['size'] if 'DiT nano' in group['network'] else group['network'].split(':')[0]}",
         group["objective"] + phase,
         row["name"],
-        number(row["of_first"]),
-        "" if spread is None else f"{spread:.0%}",
-        number(row["of_unit"]),
+        ratio(rows["plain"], row, clock),
+        "" if unit is None else ratio(row, unit, clock),
         number(row["flops"]),
         number(row["peak_of_first"]),
         error or "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def ratio(above: dict[str, Any], below: dict[str, Any], clock: str) -> str:
+    """The median of the ratios within rounds, and the least and the most of them."""
+    if above is below or above["ms"] is None or below["ms"] is None:
+        return "1" if above is below else ""
+    times = zip(above["samples"][clock], below["samples"][clock], strict=True)
+    found = sorted(a / b for a, b in times)
+    return f"{median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 
 def number(value: float | None) -> str:

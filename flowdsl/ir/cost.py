@@ -1,7 +1,8 @@
 """What a training step costs, in units of one forward pass of the network over the whole batch (F).
 
 Counted are network passes only; everything else is pointwise. Row sets count by their share of the
-batch, exact for shares, estimated from the laws otherwise.
+batch, exact for shares, estimated from the laws otherwise. A network with several outputs counts
+whole, though it may be asked for one of them: how much these share is the network's affair.
 """
 
 from __future__ import annotations
