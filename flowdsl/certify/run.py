@@ -123,7 +123,9 @@ def _term(objective: Objective, plain: Bare, term: Term, jobs: list[Job]) -> Ter
     try:
         parts = [measured(job) for job in jobs]
         outcome = next(o for o in WORST if any(p.outcome == o for p in parts))
-        written = _as_written(objective, term, jobs[0]) if replaced else None
+        # where the residual itself has a mean, what its loss makes of it tells nothing more
+        asked = replaced and outcome == "zero"
+        written = _as_written(objective, term, jobs[0]) if asked else None
         elsewhere = _elsewhere(jobs[0])
     except Uncertified as uncertified:
         return _unmeasured(term, uncertified.reason)

@@ -65,8 +65,8 @@ class TermCertificate:
     """One term: whether its mean gradient vanishes at the truth, and how that was found out.
 
     `replaced` says what was measured in place of the term as it is written; `as_written` is the
-    same statistic for the very loss, where that is another one; `elsewhere` that at the flow of
-    another field, which must not vanish for every term.
+    same statistic for the very loss, where that is another one and the plain gradient vanishes;
+    `elsewhere` that at the flow of another field, which must not vanish for every term.
     """
 
     term: str
