@@ -122,13 +122,24 @@ class TestPrecision:
     def test_what_all_scores_have_in_common_costs_no_digits(self) -> None:
         """A slope that all keys share leaves the tangent as it is; in bfloat16, too."""
         x = [y.detach() for y in draw((1, 1, 20, 8), dtype=torch.bfloat16)]
-        x[1] = x[1] + 8  # and the scores with it
+        x[1] = x[1] + 64  # and the scores with it
         y = [z.double().requires_grad_() for z in x]
         assert gap(both(x)[1:], wanted(y)[1:]) < 0.04
 
     def test_large_scores_do_not_overflow(self) -> None:
         x = [200 * y.detach() for y in draw((1, 1, 20, 4), dtype=torch.float32)]
         assert all(bool(y.isfinite().all()) for y in both(x))
+
+    def test_scores_far_below_zero(self) -> None:
+        """What lies beyond the last key would be exp(+200) there."""
+        x = [y.detach() for y in draw((1, 1, 20, 4), dtype=torch.float32)]
+        x = [x[0].abs() + 20, -x[1].abs() - 20, *x[2:]]
+        x = [y.requires_grad_() for y in x]
+        y = [z.detach().double().requires_grad_() for z in x]
+        pair, expected = both(x), wanted(y)
+        assert gap(pair, expected) < 1e-3
+        found = torch.autograd.grad(weigh(*pair), x)
+        assert gap(found, torch.autograd.grad(weigh(*expected), y)) < 1e-3
 
 
 class TestWhereTheyRun:
