@@ -54,6 +54,11 @@ class Fate:
     def accepted(self) -> bool:
         return self.kind in ACCEPTED
 
+    @property
+    def proof_alone(self) -> bool:
+        """Was it judged without a measurement, which was not asked for?"""
+        return not self.measured and self.kind not in ("unreadable", "crashed")
+
 
 def judged(mutant: Mutant) -> tuple[Fate, Objective | None, Report | None]:
     """Read and check a mutant."""

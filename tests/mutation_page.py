@@ -95,6 +95,9 @@ def page(fates: Sequence[Fate], left: int) -> str:
     parts = [OPENING.format(commits=", ".join(told))]
     if left:
         parts.append(f"{left} mutants were not judged: the time for their specs was over.\n")
+    alone = sum(fate.proof_alone for fate in fates)
+    if alone:
+        parts.append(f"{alone} mutants were judged by proof alone, without a measurement.\n")
     parts.append("## By spec\n\n" + _markdown(_rows(fates)))
     parts.append("## By change\n\n```\n" + by_operator(fates) + "\n```\n")
     for heading, measured in (

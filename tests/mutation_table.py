@@ -39,8 +39,13 @@ def kept(path: Path) -> dict[str, Fate]:
 def judge_all(
     work: list[Mutant], *, certify: bool, jobs: int, limit: float, keep: Path | None
 ) -> Iterator[Fate]:
-    """The fates of one spec's mutants, as far as the limit in seconds reaches."""
+    """The fates of one spec's mutants, as far as the limit in seconds reaches.
+
+    What was kept of a judgement by proof alone is judged again where a measurement is asked for.
+    """
     known = {} if keep is None else kept(keep)
+    if certify:
+        known = {text: fate for text, fate in known.items() if not fate.proof_alone}
     began = time.monotonic()
     yield from (known[m.text] for m in work if m.text in known)
     rest = [m for m in work if m.text not in known]

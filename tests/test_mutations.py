@@ -122,6 +122,19 @@ def test_fates_are_kept_and_no_mutant_is_judged_twice(tmp_path: Path) -> None:
     assert not list(judge_all(work, **{**options, "limit": -1.0, "keep": None}))
 
 
+def test_what_was_judged_by_proof_alone_is_measured_when_that_is_asked_for(tmp_path: Path) -> None:
+    work, file = mutants("rectified_flow")[:3], tmp_path / "rectified_flow.jsonl"
+    options = {"jobs": 1, "limit": 100.0, "keep": file}
+    alone = list(judge_all(work, certify=False, **options))
+    assert any(f.proof_alone for f in alone)
+    assert f"{sum(f.proof_alone for f in alone)} mutants were judged by proof alone" in page(
+        alone, 0
+    )
+    both = list(judge_all(work, certify=True, **options))
+    assert not any(f.proof_alone for f in both)
+    assert set(map(str, kept(file).values())) == set(map(str, both))
+
+
 def test_the_page_counts_every_mutant_once_and_tells_what_disagrees() -> None:
     one, two, three = mutants("rectified_flow")[:3]
     fates = [
