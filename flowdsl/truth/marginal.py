@@ -183,7 +183,7 @@ def _tells_velocity(objective: Objective, along: Expr, base: PathState) -> bool:
     return any(
         node == here
         or (isinstance(node, Evaluate) and objective.networks[node.network].frozen
-            and base in node.args)
+            and any(part == base for a in node.args for part in walk(a)))
         for node in walk(along)
     )  # fmt: skip
 

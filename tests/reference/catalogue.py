@@ -65,7 +65,8 @@ REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
     "trigonometric_flow": (trigonometric.flow, {"sd": 0.8}),
     "scm": (trigonometric.consistency, {"sd": 0.8, "warmup": 60.0}),
     "scm_distillation": (trigonometric.consistency, {"sd": 0.7, "warmup": 50.0}),
-    "rcm": (trigonometric.regularised, {"sd": 0.8, "warmup": 60.0, "mid": 0.9}),
+    "trigonometric_flow_unit": (partial(trigonometric.flow, sd=1.0), {}),
+    "rcm": (trigonometric.regularised, {"warmup": 60.0, "scale": 1.5}),
     "tmd_meanflow": (transition.head_on_features, {"scale": 1.7}),
     "tmd_distribution": (transition.sharpened, {"scale": 2.0}),
     "tmd_distribution_drawn": (partial(transition.sharpened, drawn=True), {"scale": 1.5}),
@@ -75,6 +76,7 @@ REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
     "consistency_training": (consistency.training, {"sd": 0.7, "least": 0.01, "s1": 40.0}),
     "improved_consistency_training": (consistency.improved, {"sd": 0.7, "most": 40.0, "c": 0.3}),
     "consistency_distillation": (consistency.distillation, {"sd": 0.7, "levels": 40.0}),
+    "consistency_trajectory": (consistency.trajectory, {"sd": 0.7, "levels": 30.0}),
     "easy_consistency_tuning": (consistency.tuning, {"sd": 0.7, "q": 4.0, "levels": 5.0}),
 }
 

@@ -140,6 +140,48 @@ def heun(teacher: Network, z: Tensor, t: Tensor, s: Tensor, sd: float) -> Tensor
     return z + step * 0.5 * (first + slope(z + step * first, s))
 
 
+def trajectory(
+    networks: dict[str, nn.Module],
+    data: Tensor,
+    draws: dict[str, Tensor],
+    label: Tensor | None,
+    progress: float = 0.0,
+    *,
+    sd: float = 0.5,
+    least: float = 0.002,
+    most: float = 80.0,
+    levels: float = 18.0,
+) -> Result:
+    """arXiv:2310.02279. Networks `F(x, c, e)`, which is shown the level where a jump ends beside
+    that where it starts, its average `slow` and `teacher`; draws `noise i part q noise'`.
+
+    A jump from t to s leads the share s / t back from the clean sample to the state. Of two jumps
+    to s, from t and from the level below by the teacher, the last one to `least` is the average's.
+    """
+    del label, progress
+
+    def jump(network: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        share = pad(b / a, x)
+        return share * x + (1 - share) * predicted(network, x, a, b)
+
+    def predicted(network: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return denoised(lambda x, c: network(x, c, 0.25 * torch.log(b)), x, a, sd)
+
+    i, below = draws["i"], draws["i"] - 1 / (levels - 1)
+    t, u, s = (level(k, least, most) for k in (i, below, draws["part"] * below))
+    end = torch.full_like(t, least)
+    z = data + pad(t, data) * draws["noise"]
+    arrived = jump(networks["slow"], jump(networks["F"], z, t, s), s, end)
+    with torch.no_grad():
+        lower = heun(networks["teacher"], z, t, u, sd)
+        goal = jump(networks["slow"], jump(networks["F"], lower, u, s), s, end)
+    target = mean_squares(arrived - goal).mean()
+    q = draws["q"]
+    miss = predicted(networks["F"], data + pad(q, data) * draws["noise'"], q, q) - data
+    anchor = ((1 / q**2 + 1 / sd**2) * mean_squares(miss)).mean()
+    return target + anchor, {"target": target.detach(), "anchor": anchor.detach()}
+
+
 def tuning(
     networks: dict[str, nn.Module],
     data: Tensor,

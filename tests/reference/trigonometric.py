@@ -12,10 +12,21 @@ r the warm-up; a row's loss is exp(v(t)) mse - v(t).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from tests.reference.plain import Result, mean_squares, pad, sum_squares
+from tests.reference.plain import (
+    Result,
+    given_label,
+    mean_squares,
+    null_of,
+    pad,
+    sum_squares,
+)
 
 
 def flow(
@@ -27,10 +38,12 @@ def flow(
     *,
     sd: float = 0.5,
 ) -> Result:
-    """`v(z, t)` to the velocity, in units of the data's deviation."""
-    del label, progress
+    """`F(x, t | label)` to the velocity, both in units of the data's deviation."""
+    del progress
     z, velocity, t = _moment(data, draws, sd)
-    value = mean_squares((networks["v"](z, t) - velocity) / sd).mean()
+    label = given_label(label, data)
+    shown = torch.where(draws["dropped"], null_of(label), label)
+    value = mean_squares(networks["F"](z / sd, t, label=shown) - velocity / sd).mean()
     return value, {"target": value.detach()}
 
 
@@ -45,12 +58,15 @@ def consistency(
     warmup: float = 10000.0,
     step: int = 0,
 ) -> Result:
-    """Networks `F(x, t)`, `v(t)`, and a frozen `teacher(x, t)` where there is one."""
-    del label, progress
+    """Networks `F(x, t)` and `v(t)`; with a frozen `teacher(x, t | label)`, guided at the drawn
+    `scale`, it is `F(x, t | label, scale)`."""
+    del progress
     F = networks["F"]
     z, velocity, t = _moment(data, draws, sd)
     if "teacher" in networks:
-        velocity = networks["teacher"](z, t)
+        label, scale = given_label(label, data), draws["scale"]
+        F = partial(F, label=label, scale=scale)
+        velocity = sd * _guided(networks["teacher"], z / sd, t, label, pad(scale, z))
     prediction, g = _towards(F, z, velocity, t, sd, min(1.0, step / warmup))
     balance = networks["v"](t)
     error = mean_squares(prediction - (prediction + g).detach())
@@ -65,46 +81,60 @@ def regularised(
     label: Tensor | None,
     progress: float = 0.0,
     *,
-    sd: float = 0.5,
     warmup: float = 1000.0,
-    top: float = 1.5646,
-    mid: float = 1.1,
+    scale: float = 5.0,
     step: int = 0,
 ) -> Result:
-    """Networks `F(x, t)`, frozen `teacher(x, t)`, and `fake(x, t)`, which learns on the samples."""
-    del label, progress
-    F, teacher, fake = (networks[n] for n in ("F", "teacher", "fake"))
-    z, _, t = _moment(data, draws, sd)
-    prediction, g = _towards(F, z, teacher(z, t).detach(), t, sd, min(1.0, step / warmup))
+    """Networks `F`, frozen `teacher` and `fake`, which learns on the samples, all (x, t | label),
+    at unit scale. Samples begin at pure noise; `again` rows go through a level in between, whose
+    tangent is p / (1 - p)."""
+    del progress
+    label = given_label(label, data)
+    F, fake = (partial(networks[name], label=label) for name in ("F", "fake"))
+    z, _, t = _moment(data, draws, 1.0)
+    velocity = _guided(networks["teacher"], z, t, label, scale)
+    prediction, g = _towards(F, z, velocity, t, 1.0, min(1.0, step / warmup))
     forward = 100 * sum_squares(prediction - (prediction + g).detach()).mean()
 
     def landed(x: Tensor, time: Tensor) -> Tensor:
-        return pad(time.cos(), x) * x - pad(time.sin(), x) * sd * F(x / sd, time)
+        return pad(time.cos(), x) * x - pad(time.sin(), x) * F(x, time)
 
     def between(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        return pad(time.cos(), clean) * clean + pad(time.sin(), clean) * sd * noise
+        return pad(time.cos(), clean) * clean + pad(time.sin(), clean) * noise
 
-    high, low = torch.full_like(t, top), torch.full_like(t, mid)
-    start = between(data, draws["noise"], high)
+    def level(share: Tensor) -> Tensor:
+        return torch.arctan2(share, 1 - share)
+
+    start, high, low = draws["noise"], torch.full_like(t, math.pi / 2), level(draws["p"])
     with torch.no_grad():
         second = between(landed(start, high), draws["noise'"], low)
     again = draws["again"]
     generated = landed(torch.where(pad(again, start), second, start), torch.where(again, low, high))
-    q, fresh = draws["q"], draws["noise''"]
+    q, fresh = level(draws["p'"]), draws["noise''"]
     x, cos, sin = between(generated.detach(), fresh, q), pad(q.cos(), data), pad(q.sin(), data)
     with torch.no_grad():
-        known = teacher(x, q)
+        known = _guided(networks["teacher"], x, q, label, scale)
         away = (generated - (cos * x - sin * known)).abs().flatten(1).mean(dim=1)
         goal = generated - sin * (known - fake(x, q)) / pad(away, x)
     reverse = mean_squares(generated - goal).mean() / 2
-    miss = fake(x, q) - (cos * sd * fresh - sin * generated.detach())
+    miss = fake(x, q) - (cos * fresh - sin * generated.detach())
     critic = (mean_squares(miss) / q.sin() ** 2).mean()
     terms = {"forward": forward, "reverse": reverse, "critic": critic}
     return forward + reverse + critic, {name: term.detach() for name, term in terms.items()}
 
 
+def _guided(
+    teacher: nn.Module, x: Tensor, t: Tensor, label: Tensor, scale: float | Tensor
+) -> Tensor:
+    """What a teacher tells without a label, and `scale` times what the label adds."""
+    with torch.no_grad():
+        plain = teacher(x, t, label=null_of(label))
+        told: Tensor = plain + scale * (teacher(x, t, label=label) - plain)
+    return told
+
+
 def _towards(
-    F: nn.Module, z: Tensor, velocity: Tensor, t: Tensor, sd: float, warm: float
+    F: Callable[..., Tensor], z: Tensor, velocity: Tensor, t: Tensor, sd: float, warm: float
 ) -> tuple[Tensor, Tensor]:
     """The prediction, and the normalised step that it is to take."""
     moving = (velocity / sd, torch.ones_like(t))
