@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ class Measured:
     `digest` is that of its stages: specs, constants and settings. `steps` are those of each stage,
     of `batch` rows each; `minutes` processor time of all stages on one core. `before` and `after`
     are figures at the start and at the end of the last stage, `floor` those of held-out data;
-    `better` says which way each metric improves, "lower" or "higher".
+    `better` says which way each metric improves, "lower" or "higher". `constants` are those of the
+    last stage that were set to other values than the spec's. `certificate` is what exact flows say
+    of the compiled loss, `reference` the largest relative difference of its value and gradients
+    from an independent loss in float64; both are empty where nobody asked.
     """
 
     digest: str
@@ -46,6 +49,9 @@ class Measured:
     before: tuple[Figures, ...]
     after: tuple[Figures, ...]
     floor: Mapping[str, float]
+    constants: Mapping[str, float] = field(default_factory=dict)
+    certificate: str = ""
+    reference: float | None = None
 
     def overview(self) -> str:
         """One metric before and after, for all numbers of steps: `0.82 → 0.11, 0.08`."""
@@ -58,7 +64,13 @@ class Measured:
     def trained(self) -> str:
         """How long, in words."""
         steps = " + ".join(str(count) for count in self.steps)
-        return f"{steps} steps of {self.batch} rows, {self.minutes:.1f} minutes of one core"
+        told = f"{steps} steps of {self.batch} rows, {self.minutes:.1f} minutes of one core"
+        changed = ", ".join(f"{name} = {value:.3g}" for name, value in self.constants.items())
+        return f"{told}, with {changed}" if changed else told
+
+    def budget(self) -> str:
+        """How long, in a cell of a table: `400 + 400, 0.7 min`."""
+        return f"{' + '.join(str(count) for count in self.steps)}, {self.minutes:.1f} min"
 
     def table(self) -> Iterator[tuple[str, ...]]:
         """A head, and a row for each number of steps: every metric before and after."""
