@@ -52,9 +52,11 @@ RECIPE = ("data=digits", "size=nano", "batch=64", "seed=0", "device=cpu", "tenso
 CONSTANTS = {"warmup": STEPS // 4, "decay": 0.99}
 #: A grid of 150 levels, and an average that slows down with it, carry what is known at the lowest
 #: level to the highest in more steps than there are. Guidance of scale 2.5 to 5 makes samples that
-#: are brighter than white, and training then only moves away from the data.
+#: are brighter than white, and training then only moves away from the data. Of a trajectory's two
+#: terms the authors make the gradients equal; here one factor does so throughout.
 OWN: dict[str, dict[str, float]] = {
     "consistency_training": {"s1": 10},
+    "consistency_trajectory": {"balance": 100},
     "decoupled_meanflow": {"k": 1 / 3},
     "decoupled_meanflow_released": {"k": 1 / 3},
     "tmd_meanflow": {"scale": 1.5},

@@ -76,7 +76,7 @@ REFERENCES: dict[str, tuple[Reference, dict[str, float]]] = {
     "consistency_training": (consistency.training, {"sd": 0.7, "least": 0.01, "s1": 40.0}),
     "improved_consistency_training": (consistency.improved, {"sd": 0.7, "most": 40.0, "c": 0.3}),
     "consistency_distillation": (consistency.distillation, {"sd": 0.7, "levels": 40.0}),
-    "consistency_trajectory": (consistency.trajectory, {"sd": 0.7, "levels": 30.0}),
+    "consistency_trajectory": (consistency.trajectory, {"sd": 0.7, "balance": 3.0}),
     "easy_consistency_tuning": (consistency.tuning, {"sd": 0.7, "q": 4.0, "levels": 5.0}),
 }
 

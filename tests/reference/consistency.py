@@ -151,6 +151,7 @@ def trajectory(
     least: float = 0.002,
     most: float = 80.0,
     levels: float = 18.0,
+    balance: float = 1.0,
 ) -> Result:
     """arXiv:2310.02279. Networks `F(x, c, e)`, which is shown the level where a jump ends beside
     that where it starts, its average `slow` and `teacher`; draws `noise i part q noise'`.
@@ -175,7 +176,7 @@ def trajectory(
     with torch.no_grad():
         lower = heun(networks["teacher"], z, t, u, sd)
         goal = jump(networks["slow"], jump(networks["F"], lower, u, s), s, end)
-    target = mean_squares(arrived - goal).mean()
+    target = balance * mean_squares(arrived - goal).mean()
     q = draws["q"]
     miss = predicted(networks["F"], data + pad(q, data) * draws["noise'"], q, q) - data
     anchor = ((1 / q**2 + 1 / sd**2) * mean_squares(miss)).mean()
