@@ -70,7 +70,9 @@ LOSSES = ("mse", "error", "mse / (1 + t)", "2 * error", "adaptive(mse, power = 1
 def right_specs(draw: st.DrawFn) -> str:
     """The text of an objective that is right."""
     form: MapForm = draw(st.sampled_from(MAPS))
-    path, data_last, laws = draw(st.sampled_from(PATHS))
+    # a map of cosines has a pole a quarter of a turn away
+    paths = [p for p in PATHS if form.name != "trigonometric" or p[2] is not LONG]
+    path, data_last, laws = draw(st.sampled_from(paths))
     start_moves = draw(st.booleans())
     labelled = draw(st.booleans())
     diagonal = draw(st.booleans())

@@ -268,3 +268,14 @@ def test_their_right_twins_are_stationary(target: str) -> None:
     text = spec(target, "error")
     assert unbiased(text).status == "proved"
     assert abs(_measured(text)) < 1e-5
+
+
+def test_the_mirror_image_of_a_noise_has_its_law() -> None:
+    """Antithetic pairs: both states have the law of the path, and teach the same velocity."""
+    report = check(load_text("\n".join([
+        "objective antithetic", "path z(t) = (1 - t) * data + t * noise",
+        "times t ~ uniform(0, 1)", "network v(x, t)", "let mirrored = z(t | noise = -noise)",
+        "target match v(z, t) to velocity",
+        "anchor match v(mirrored, t) to velocity(mirrored)", "loss mse",
+    ])), only=["identity", "unbiased"])  # fmt: skip
+    assert {v.status for v in report.verdicts} == {"proved"}

@@ -187,3 +187,33 @@ def test_intervals_hold_every_value(shares: list[float], progress: float) -> Non
         assert all(math.isfinite(low) for low, _ in intervals)
     unknown = Draw("unheard of", Kind.TIME, Level.ROW)
     assert enclosures.of(unknown) == [(-math.inf, math.inf)]
+
+
+@pytest.mark.parametrize(("step", "small"), [
+    ("i - 1 / 17", True), ("(17 * i - 1) / 17", True), ("i / 2", False), ("i^2", False),
+    ("j", False),
+])  # fmt: skip
+def test_levels_are_near_each_other_only_if_a_step_makes_them(step: str, small: bool) -> None:
+    """Two functions of one draw are as far apart as they are: nothing is expanded in that."""
+    times = (f"i ~ uniform(0.1, 1); j ~ uniform(0, 1); t = karras_time(i, 0.002, 80, 7); "
+             f"s = karras_time({step}, 0.002, 80, 7)")  # fmt: skip
+    (found,) = checked(spec(times), "identity").verdicts
+    assert (found.status == "order") == small
+    assert small or found.status == "refuted"
+
+
+def test_two_levels_of_one_draw_do_not_reach_all_pairs() -> None:
+    """A map of two times that is trained on a curve of them only."""
+    text = "\n".join([
+        "objective curve", "path z(t) = (1 - t) * data + t * noise",
+        "times i ~ uniform(0, 1); j ~ uniform(0, 1); t = karras_time(i, 0, 1, 7)",
+        "      r = karras_time(j * i, 0, 1, 7); m = karras_time(j * i / 2, 0, 1, 7)",
+        "      q ~ uniform(0, 1)",
+        "network u(z, t, r)", "map z(t) -> z(r) = z - (t - r) * u(z, t, r)",
+        "target match map(z, t, m) to stop(map(map(z, t, r), r, m))",
+        "anchor match u(z(q), q, q) to velocity(z(q))", "loss mse",
+    ])  # fmt: skip
+    assert not any("no row trains" in v.message for v in checked(text, "anchored").verdicts)
+    (curve,) = (v for v in checked(text.replace("j * i", "i / 3"), "anchored").verdicts
+                if v.status == "unanchored")  # fmt: skip
+    assert "no row trains the map from times about 0.9" in curve.message

@@ -53,6 +53,8 @@ class Reached:
 
     def at(self, moments: Iterable[Fraction]) -> bool:
         """Is there a row with these times that learns?"""
+        if not self.times:
+            return False
         system = list(self.bounds)
         for time, moment in zip(self.times, moments, strict=True):
             ahead = time - Affine.number(moment)
@@ -147,9 +149,13 @@ def _reached(
 ) -> Reached | None:
     """The times on the rows of a case. None where they are no affine functions of draws with known
     laws, or draws from a list of values."""
-    forms = [analysis.domain.affine(t, steps) for t in times]
-    if any(f is None for f in forms) or any(_discrete(analysis.objective, t) for t in times):
+    if any(_discrete(analysis.objective, t) for t in times):
         return None
+    forms = [analysis.domain.affine(t, steps) for t in times]
+    if any(f is None for f in forms):
+        drawn = {n for t in times for n in walk(t) if isinstance(n, Draw)}
+        # functions of one draw are on a curve, which meets no other pair of times
+        return None if len(drawn) >= len(times) else Reached((), (), lambda point: True, True)
     return Reached(
         tuple(analysis.domain.bounds(row_facts(case))),
         tuple(f for f in forms if f is not None),

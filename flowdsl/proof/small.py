@@ -2,8 +2,9 @@
 
 A step is a quantity in a time at which a network or the path is evaluated, such that this time
 tends to another one of the term as the quantity tends to 0: `h` in `s = t - h`, alpha in
-`s = t - alpha * (t - r)`, the distance of two drawn times. The distance of the times between which
-a live network jumps is no step: there every map is right in the limit.
+`s = t - alpha * (t - r)`, the distance of two noise levels of one grid. Two times that are drawn
+each by itself are not near each other. The distance of the times between which a live network jumps
+is no step: there every map is right in the limit.
 """
 
 from __future__ import annotations
@@ -14,20 +15,30 @@ from itertools import combinations
 from typing import cast
 
 from flowdsl.calculus.context import Context
+from flowdsl.calculus.curriculum import STEPS
 from flowdsl.calculus.errors import Pole, Undecided
 from flowdsl.calculus.field import Element
+from flowdsl.calculus.inequalities import Chain
 from flowdsl.calculus.interpret import NoNetwork, Reader
+from flowdsl.calculus.numbers import evaluate
 from flowdsl.proof.analysis import Analysis, Study
+from flowdsl.proof.points import spread
 from flowdsl.spec.core import (
+    ZERO,
+    Apply,
     Constant,
     Draw,
     Evaluate,
     Expr,
     Kind,
+    Level,
     PathState,
     PathVelocity,
     children,
+    transform,
+    walk,
 )
+from flowdsl.spec.kinds import level_of
 from flowdsl.truth.cases import Case
 from flowdsl.truth.live import live_calls
 from flowdsl.truth.variables import change_of_variables, opaque_times
@@ -91,7 +102,7 @@ def _steps(
     times = [(draw.name, cast(Expr, draw)) for draw in draws]
     times += [(name, expr) for expr, name in named.items() if expr in used]
     for (first, one), (second, other) in combinations(times, 2):
-        if not _seen_together(used, [one, other]):
+        if not _seen_together(used, [one, other]) and can_meet(analysis, one, other):
             yield f"({first} - {second})", {other: scalars.symbol(first) - step}
 
 
@@ -166,6 +177,58 @@ def times_of(study: Study, reader: Reader, node: Evaluate) -> tuple[Element, Ele
     state = next(a for kind, a in own if kind is Kind.STATE)
     moment = reader.moment(state, reader.state(state, False))
     return study.networks.maps[owner].times_of(moments, reader.conditions(node), moment)
+
+
+def can_meet(analysis: Analysis, one: Expr, other: Expr) -> bool:
+    """Are two times equal, whatever a row draws, once some number that is the same on every row is
+    zero, or a draw of which one of them alone is made: the step of a grid, the share of a distance?
+
+    Else their distance is whatever the laws of the row make it, and is not small.
+    """
+    one, other = _differing(one, other)
+    drawn = [{n for n in walk(time) if isinstance(n, Draw)} for time in (one, other)]
+    if not drawn[0] & drawn[1]:
+        return False
+    common = [n.name for n in drawn[0] & drawn[1]]
+    numbers = {part: None for time in (one, other) for part in _same_on_every_row(time)}
+    alone = drawn[0] ^ drawn[1]
+    return any(_meet(analysis, one, other, gone, common) for gone in [*numbers, *alone])
+
+
+def _differing(one: Expr, other: Expr) -> tuple[Expr, Expr]:
+    """What differs in two values of the same function."""
+    while isinstance(one, Apply) and isinstance(other, Apply) and one.op == other.op:
+        pairs = [(a, b) for a, b in zip(one.args, other.args, strict=True) if a != b]
+        if len(pairs) != 1:
+            break
+        ((one, other),) = pairs
+    return one, other
+
+
+def _same_on_every_row(expr: Expr) -> set[Expr]:
+    """The largest parts of a time that are not drawn, and what these are made of."""
+    if level_of(expr) is not Level.ROW:
+        return set(walk(expr))
+    return {part for child in children(expr) for part in _same_on_every_row(child)}
+
+
+def _meet(analysis: Analysis, one: Expr, other: Expr, gone: Expr, names: list[str]) -> bool:
+    """Are the times equal where this part of them is zero, and still times that are drawn?"""
+    constants = {name: float(value) for name, value in analysis.objective.constants.items()}
+    moment = {"progress": 0.5, "step": STEPS / 2, "steps": STEPS}
+    sides = [transform(t, lambda n: ZERO if n == gone else n) for t in (one, other)]
+    chain = Chain(analysis.domain.bounds({}), names)
+    taken = set()
+    for shares in spread(len(names), 4):
+        values = {**dict.fromkeys(analysis.objective.draws, 0.37), **chain.point(shares)}
+        try:
+            a, b = (evaluate(side, {**constants, **moment, **values}) for side in sides)
+        except Undecided:
+            return False
+        if abs(a - b) > 1e-9 * (abs(a) + abs(b)):
+            return False
+        taken.add(a)
+    return len(taken) > 1
 
 
 def _seen_together(used: set[Expr], times: list[Expr]) -> bool:

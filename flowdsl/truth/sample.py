@@ -277,7 +277,10 @@ def _centred(objective: Objective, node: Draw) -> bool:
 
 
 def _standard(objective: Objective, noise: Expr) -> bool:
-    """Is this normal noise of mean 0 and variance 1?"""
+    """Is this normal noise of mean 0 and variance 1, or its mirror image, which has the same
+    law?"""
+    while isinstance(noise, Stop) or (isinstance(noise, Apply) and noise.op == "neg"):
+        noise = noise.parts[0]
     if not isinstance(noise, Draw):
         return noise == Given("noise")
     return all(
