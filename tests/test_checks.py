@@ -441,7 +441,7 @@ def test_any_prediction_that_determines_the_velocity_passes(
 
 CONSISTENCY = """objective consistency "t" arXiv:1
 path z(t) = {path}
-times t, s ~ sorted(uniform(0, {last}))
+times t ~ uniform(0.1, {last}); gap ~ uniform(0, 0.1); s = t - gap
 network f(z, t)
 map z(t) -> z(0) = {map}
 target match map(z, t, 0) to stop(map({second}, s, 0))
