@@ -23,6 +23,7 @@ from flowdsl.certify.setting import training
 from flowdsl.checks.certificate import Decay
 from flowdsl.exact.certificate import Certificate
 from flowdsl.spec.core import (
+    ONE,
     Apply,
     Constant,
     Draw,
@@ -103,7 +104,8 @@ class Family:
 def families(objective: Objective, term: Term) -> Iterator[Family]:
     """Steps that can be made small, in a term whose networks see states made by steps.
 
-    Two drawn times that no network sees together are brought closer; constants are scaled down.
+    Two times that share a draw, and that no network sees together, are brought closer; constants
+    are scaled down. Times that are drawn each by itself are as far apart as their laws let them be.
     """
     if not _steps_in(objective, term):
         return
@@ -114,10 +116,9 @@ def families(objective: Objective, term: Term) -> Iterator[Family]:
         key=lambda n: list(objective.draws).index(n.name),
     )
     pair: tuple[tuple[str, Expr], ...] = ()
-    if len(times) == 2 and not _seen_together(used, times):
-        pair = tuple((time.name, time) for time in times)
-    elif len(times) == 1:
+    if len(times) == 1:
         pair = _levels(objective, used, times[0])
+    pair = pair or _stepped(objective, used)
     if pair:
         (one, first), (two, second) = pair
         yield Family(
@@ -169,12 +170,28 @@ def _levels(objective: Objective, used: set[Expr], drawn: Draw) -> tuple[tuple[s
     return tuple(found)
 
 
-def _seen_together(used: set[Expr], times: list[Draw]) -> bool:
+def _stepped(objective: Objective, used: set[Expr]) -> tuple[tuple[str, Expr], ...]:
+    """A drawn time and the one that is made of it and of another draw: `s = t - gap`."""
+    moments = {n.time for n in used if isinstance(n, PathState | PathVelocity)}
+    for name, expr in objective.definitions.items():
+        if not isinstance(expr, Apply) or expr not in moments:
+            continue
+        drawn = {n for n in walk(expr) if isinstance(n, Draw)}
+        starts = [time for time in drawn if time in moments]
+        if len(drawn) > len(starts) == 1 and not _seen_together(used, starts[0], expr):
+            return (starts[0].name, starts[0]), (name, expr)
+    return ()
+
+
+def _seen_together(used: set[Expr], start: Draw, end: Expr) -> bool:
+    """Does a network see both times, so that their distance is its own?"""
     return any(
         isinstance(node, Evaluate)
-        and all(any(n == t for a in node.args[1:] for n in walk(a)) for t in times)
+        and any(end in set(walk(a)) for a in node.args[1:])
+        and any(start in set(walk(transform(a, lambda n: ONE if n == end else n)))
+                for a in node.args[1:])
         for node in used
-    )
+    )  # fmt: skip
 
 
 def _closer(objective: Objective, term: Term, first: Expr, second: Expr, share: float) -> Objective:

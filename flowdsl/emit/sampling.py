@@ -100,15 +100,15 @@ def _is_jump(flow: FlowMap) -> bool:
 
 
 def sampling_conditions(objective: Objective) -> dict[str, tuple[Expr, Fraction]]:
-    """Scalar conditions of networks, with the expression that the loss passes and the value when
-    sampling.
+    """Scalar conditions of networks, with the expression that the map passes (the loss, where no
+    map does) and the value when sampling.
 
     What `sample` says comes first. Else a drawn condition takes the value it has on special rows,
     if there is one (`lo = 0 on diagonal`), else the lower end of its law's support.
     """
     said = dict(objective.sampler)
     found: dict[str, tuple[Expr, Fraction]] = {}
-    roots = [term.loss for term in objective.terms] + [m.body for m in objective.maps.values()]
+    roots = [m.body for m in objective.maps.values()] + [term.loss for term in objective.terms]
     for root in roots:
         for node in walk(root):
             if not isinstance(node, Evaluate) or objective.networks[node.network].frozen:
