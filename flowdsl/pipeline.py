@@ -206,10 +206,13 @@ def certified(objective: Objective) -> CertificateReport:
 
 
 def derived(objective: Objective, *, latex: bool = False) -> str:
-    """The target that map and moving time imply, step by step."""
-    from flowdsl.proof.derive import derive
+    """The target that map and moving time imply, step by step.
 
-    derivation = derive(objective)
+    Raises a `DiagnosticError` where they imply none.
+    """
+    from flowdsl.proof.derive import derive_or_fail
+
+    derivation = derive_or_fail(objective)
     return derivation.latex if latex else derivation.text
 
 
@@ -246,8 +249,20 @@ def compared(
     where += f" at {place}" if at else f" near {place}" if near else ""
     lines = "\n".join(f"  same {what} as {other.name}{where}" for what in ("value", "gradient"))
     asked = parse(read_source(f"objective {objective.name}\nclaims\n{lines}", "<question>"))
+    name = re.match(r"\w*", place.strip())
+    if name and name[0] in _named(other) - _named(objective):
+        raise fail(
+            "compare",
+            f"`{name[0]}` belongs to {other.name}, not to {objective.name}",
+            hint=f"name {other.name} first",
+        )
     claims = resolve_claims(asked, all_clauses(), objective)
     return check(replace(objective, claims=claims), only=["claims"], find=lambda _: other)
+
+
+def _named(objective: Objective) -> set[str]:
+    """The names that a claim about the objective can put a number to."""
+    return {*objective.constants, *objective.definitions}
 
 
 def drawn(program: Program, *, as_picture: bool) -> str:

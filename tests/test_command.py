@@ -37,3 +37,17 @@ def test_the_module_runs_as_the_command_does(words: list[str], status: int) -> N
         # only the usage line says under which name the program was started
         assert mine.replace("python -m flowdsl", "flowdsl").split() == its.split()
     assert module.stdout or module.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("derive", "flow_matching"), "no target can be derived for flow_matching"),
+        (("compare", "meanflow", "alphaflow", "--near", "alpha=0"), "name alphaflow first"),
+    ],
+)
+def test_a_question_that_has_no_answer_ends_with_a_sentence(words, told):
+    done = subprocess.run([sys.executable, "-m", "flowdsl", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

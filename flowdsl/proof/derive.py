@@ -83,6 +83,19 @@ def derive_if_possible(objective: Objective) -> Derivation | None:
         return None
 
 
+def derive_or_fail(objective: Objective) -> Derivation:
+    """The derivation, or a `DiagnosticError` that says why there is none."""
+    try:
+        return derive(objective)
+    except Undecided as undecided:
+        raise fail(
+            "derive",
+            f"no target can be derived for {objective.name}: {undecided.reason}",
+            undecided.span,
+            hint="a spec with `map` and `differentiate` has one, such as meanflow",
+        ) from None
+
+
 class _Deriver:
     """One derivation: the map's weights, the moving time, and the pieces put together."""
 

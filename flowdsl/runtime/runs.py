@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,7 +177,10 @@ def _given(run: LoadedRun, plan: Layout, request: SampleRequest, out: Path | Non
 
 
 def _file(run: LoadedRun, request: SampleRequest) -> str:
-    return f"sample-{run.step:08d}-seed{request.seed}.png"
+    """A name that tells what was asked for, so that another request replaces no picture."""
+    asked = [f"steps{'-'.join(map(str, request.steps))}"] if request.steps else []
+    asked += [re.sub(r"\W+", "_", name)[:20] for name in (request.classes or ())[:8]]
+    return "-".join(["sample", f"{run.step:08d}", *asked, f"seed{request.seed}"]) + ".png"
 
 
 def _saved(

@@ -227,6 +227,13 @@ def _bind(resolver: Resolving, node: Call, parameters: Sequence[str], env: Env) 
     given = [resolver.expression(a, env) for a in node.arguments]
     named: dict[str, Replacement] = {k.name: k for k in node.keywords}
     for keyword in node.keywords:
+        if keyword.name in parameters[: len(given)]:
+            raise fail(
+                "resolve",
+                f"`{node.function}` is given `{keyword.name}` twice, by its place and by its name",
+                keyword.span,
+                hint=f"its arguments: {', '.join(parameters)}",
+            )
         if keyword.name not in parameters[len(given) :]:
             raise fail(
                 "resolve",
