@@ -27,7 +27,7 @@ import flowdsl  # noqa: E402
 from flowdsl.certify import certify  # noqa: E402
 from flowdsl.checks.certificate import TermCertificate  # noqa: E402
 from flowdsl.cli.measured import read, write  # noqa: E402
-from flowdsl.pipeline import compiled  # noqa: E402
+from flowdsl.pipeline import compiled, load  # noqa: E402
 from tests.compiler_support import batch, networks, outcome  # noqa: E402
 from tests.reference.catalogue import REFERENCES  # noqa: E402
 
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     missing = [n for n, one in read(given.file).items() if one.reference is None]
     for name in given.names or missing:
-        words = certificate(certify(flowdsl.load(name).typed, compiled).terms)
+        words = certificate(certify(flowdsl.load(name).typed, compiled, find=load).terms)
         error = difference(name)
         known = read(given.file)
         known[name] = replace(known[name], certificate=words, reference=float(f"{error:.1g}"))
