@@ -167,8 +167,13 @@ def test_a_player_has_its_own_learning_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_shipped_recipe_belongs_to_a_spec_and_builds_its_networks(path: Path) -> None:
     objective = flowdsl.load(path.stem)
-    config = make_config([], plan.recipe(objective.tree))
-    assert config != TrainConfig()
+    recipe = dict(plan.recipe(objective.tree))
+    stages = recipe.pop("stages", {})
+    assert set(stages) <= {stage.name for stage in objective.stages()}
+    configs = [make_config([], settings) for settings in (recipe, *stages.values()) if settings]
+    assert configs
+    assert TrainConfig() not in configs
+    config = configs[0]
     loss = objective.compile()
     z, time, label = torch.randn(2, 1, 4, 4), torch.rand(2), torch.tensor([1, NULL_LABEL])
     for role in loss.signature.learned:
