@@ -35,6 +35,7 @@ UNDECIDED = {
         "the mean given the state is then not that of the path's noise",
     "does not see enough to tell the map's times apart":
         "a network that is not shown a time computes no function of the map's two",
+    "a scalar with more than": "two nested maps of a network with scaled inputs grow long",
     "may have a mean": "a noise with a mean moves the state in a way that is not followed",
 }  # fmt: skip
 
