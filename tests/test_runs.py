@@ -100,6 +100,17 @@ def test_sampling_a_run(digits_run, tmp_path):
         runs.sample_run(digits_run, compiled, runs.SampleRequest(classes=("11",)), build=build)
 
 
+def test_pictures_of_other_requests_have_other_names(digits_run):
+    asked = [{"steps": (1,)}, {"steps": (1, 2)}, {"steps": (1,), "classes": ("7",)},
+             {"steps": (1,), "seed": 1}]  # fmt: skip
+    made = [
+        runs.sample_run(digits_run, compiled, runs.SampleRequest(**words), build=build).path
+        for words in asked
+    ]
+    assert len(set(made)) == len(made)
+    assert all(path.stat().st_size for path in made)
+
+
 def test_evaluating_a_run(digits_run, monkeypatch, tmp_path):
     monkeypatch.setenv("FLOWDSL_CACHE", str(tmp_path))
     monkeypatch.setattr("flowdsl.runtime.features.STEPS", 3)

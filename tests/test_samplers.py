@@ -258,6 +258,26 @@ target match v(z, t) to velocity
         pipeline.load_text(text + "sample q = 4\n")
 
 
+def test_a_condition_of_the_map_is_given_when_sampling_whatever_else_the_loss_passes() -> None:
+    """The target shows the network another strength first; a jump needs the drawn one."""
+    text = """objective told
+path z(t) = (1 - t) * data + t * noise
+rows diagonal ~ share(0.5)
+times t, r ~ sorted(uniform(0, 1)); r = t on diagonal
+conditions w ~ uniform(1, 8)
+network u(z, t, r | w)
+map z(t) -> z(r) = z - (t - r) * u(z, t, r)
+let k = w
+    k = 1 on diagonal
+target match u(z, t, r | w = k) to stop(velocity)
+"""
+    loss = pipeline.compiled(pipeline.load_text(text))
+    assert [c.name for c in loss.signature.conditions] == ["w"]
+    noise = torch.ones(2, 3, dtype=REAL)
+    landed = loss.jump(lambda z, t, r, w: w[:, None] * z, noise, 1.0, 0.0, w=0.25)
+    assert torch.equal(landed, 0.75 * noise)
+
+
 def test_steps_suit_the_objective_unless_they_are_told() -> None:
     flow, jumps = (flowdsl.load(n).compile().signature for n in ("flow_matching", "meanflow"))
     assert possible_steps(flow) == (4, 16, 64)

@@ -111,13 +111,8 @@ def families(objective: Objective, term: Term) -> Iterator[Family]:
         return
     assert term.target is not None
     used = {n for e in (term.prediction, term.target) for n in walk(e)}
-    times = sorted(
-        (n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME),
-        key=lambda n: list(objective.draws).index(n.name),
-    )
-    pair: tuple[tuple[str, Expr], ...] = ()
-    if len(times) == 1:
-        pair = _levels(objective, used, times[0])
+    times = [n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME]
+    pair = _levels(objective, used, times[0]) if len(times) == 1 else ()
     pair = pair or _stepped(objective, used)
     if pair:
         (one, first), (two, second) = pair
