@@ -9,6 +9,7 @@ import torch
 from certify_support import GOOD, SPECS, certificate
 
 from flowdsl.certify import certify
+from flowdsl.certify.decay import families
 from flowdsl.checks import Report, Verdict, check
 from flowdsl.checks.certificate import (
     LOSS_REPLACED,
@@ -243,6 +244,18 @@ def test_consistency_training_falls_with_the_gap_of_its_times() -> None:
     assert 1.25 < term.decay.order < 2.75
     report = with_certificate(check(load_text(CONSISTENCY)), found)
     assert [v.shown for v in report.of("certificate") if v.term] == ["order 2"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "small"),
+    [("consistency_training", "(t - s)"), ("consistency_trajectory", "(t - u)")],
+)
+def test_levels_of_one_draw_are_brought_closer_whatever_else_is_drawn(
+    spec: str, small: str
+) -> None:
+    objective = load(spec)
+    first = next(families(objective, objective.terms[0]))
+    assert first.small == small
 
 
 def test_times_drawn_by_themselves_are_not_brought_closer() -> None:

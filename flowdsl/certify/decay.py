@@ -111,9 +111,11 @@ def families(objective: Objective, term: Term) -> Iterator[Family]:
         return
     assert term.target is not None
     used = {n for e in (term.prediction, term.target) for n in walk(e)}
-    times = [n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME]
-    pair = _levels(objective, used, times[0]) if len(times) == 1 else ()
-    pair = pair or _stepped(objective, used)
+    drawn = sorted(
+        (n for n in used if isinstance(n, Draw) and n.kind is Kind.TIME), key=lambda n: n.name
+    )
+    levels = (_levels(objective, used, draw) for draw in drawn)
+    pair = next(filter(None, levels), ()) or _stepped(objective, used)
     if pair:
         (one, first), (two, second) = pair
         yield Family(
